@@ -1,0 +1,189 @@
+"""Everything that determines a run's numbers, as frozen records. Knows nothing of torch, ray or disks."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from typing import Any, Literal
+
+from proxy_models.checks import ints_to_floats, require
+from proxy_models.optimizer_config import OPTIMIZERS, OptimizerConfig
+
+Parametrization = Literal["standard", "mup"]
+WeightDecayInvariant = Literal["lr_wd", "timescale", "none"]
+ScheduleName = Literal["wsd", "cosine"]
+MlpKind = Literal["swiglu", "relu2"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """A decoder-only transformer. Aspect ratios and head_dim stay fixed while width varies."""
+
+    width: int
+    depth: int = 2
+    head_dim: int = 16
+    mlp: MlpKind = "swiglu"
+    mlp_ratio: float = 3.0  # MLP width / width
+    vocab_size: int = 256
+    seq_len: int = 128
+    tied_embeddings: bool = False
+    qk_norm: bool = True
+    attention_multiplier: float = 1.0  # attention logits are attention_multiplier * q.k / head_dim
+
+    def __post_init__(self) -> None:
+        ints_to_floats(self)
+        for name in ("width", "depth", "head_dim", "vocab_size", "seq_len"):
+            value = getattr(self, name)
+            require(value >= 1, f"{name} must be at least 1, got {value}")
+        require(
+            self.width % self.head_dim == 0,
+            f"width must be a multiple of head_dim={self.head_dim}, got {self.width}; "
+            f"the nearest widths are {self.width // self.head_dim * self.head_dim or self.head_dim} "
+            f"and {(self.width // self.head_dim + 1) * self.head_dim}",
+        )
+        require(self.head_dim % 2 == 0, f"head_dim must be even (rotary positions), got {self.head_dim}")
+        require(
+            self.mlp_ratio > 0 and (self.width * self.mlp_ratio).is_integer(),
+            f"mlp_ratio * width must be a positive whole number, got {self.mlp_ratio} * {self.width}",
+        )
+        require(
+            self.attention_multiplier > 0,
+            f"attention_multiplier must be above 0, got {self.attention_multiplier}",
+        )
+
+    @property
+    def heads(self) -> int:
+        return self.width // self.head_dim
+
+    @property
+    def mlp_width(self) -> int:
+        return int(self.width * self.mlp_ratio)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HParams:
+    """The numbers a sweep may vary, all at base width. Any field may be a sweep axis."""
+
+    lr: float  # peak, HIDDEN matrices
+    embedding_lr_ratio: float = 1.0  # peak lr of EMBEDDING over lr, at base width; likewise below
+    readout_lr_ratio: float = 1.0
+    vector_lr_ratio: float = 1.0
+    weight_decay: float = 0.0  # decoupled: W <- W - lr*weight_decay*W; never on VECTOR
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    momentum: float = 0.95  # Muon's on HIDDEN, SCALE's on READOUT, SGD's and SignSGD's on every role
+    clip_norm: float | None = 1.0  # global gradient norm; None: no clipping
+    batch_tokens: int = 1024
+    warmup_tokens: int = 0
+    decay_tokens: int = 0  # length of the final decay of a wsd schedule
+    final_lr_frac: float = 0.0  # lr at the end over peak lr
+    hidden_init_gain: float = 1.0  # std * sqrt(fan_in)
+    embedding_init_std: float = 1.0
+    readout_init_gain: float = 0.0  # std * sqrt(fan_in) at base width; 0: readout starts at zero
+
+    def __post_init__(self) -> None:
+        ints_to_floats(self)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            require(value is None or math.isfinite(value), f"{field.name} must be finite, got {value}")
+        require(self.lr > 0, f"lr must be above 0, got {self.lr}")
+        for name in ("embedding_lr_ratio", "readout_lr_ratio", "vector_lr_ratio", "eps", "embedding_init_std"):
+            require(getattr(self, name) > 0, f"{name} must be above 0, got {getattr(self, name)}")
+        for name in ("weight_decay", "warmup_tokens", "decay_tokens", "hidden_init_gain", "readout_init_gain"):
+            require(getattr(self, name) >= 0, f"{name} must be at least 0, got {getattr(self, name)}")
+        for name in ("beta1", "beta2", "momentum"):
+            require(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1), got {getattr(self, name)}")
+        require(0 <= self.final_lr_frac <= 1, f"final_lr_frac must be in [0, 1], got {self.final_lr_frac}")
+        require(self.batch_tokens >= 1, f"batch_tokens must be at least 1, got {self.batch_tokens}")
+        require(
+            self.clip_norm is None or self.clip_norm > 0,
+            f"clip_norm must be above 0, or none for no clipping, got {self.clip_norm}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """One training run, whole: two runs with equal configs and data give equal losses."""
+
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    hparams: HParams
+    base_width: int
+    train_tokens: int
+    validation_tokens: int
+    seed: int  # initial weights and data order
+    parametrization: Parametrization = "mup"
+    weight_decay_invariant: WeightDecayInvariant = "lr_wd"
+    schedule: ScheduleName = "wsd"
+
+    def __post_init__(self) -> None:
+        hp, seq_len = self.hparams, self.model.seq_len
+        require(self.base_width >= 1, f"base_width must be at least 1, got {self.base_width}")
+        require(self.seed >= 0, f"seed must be at least 0, got {self.seed}")
+        require(
+            hp.batch_tokens % seq_len == 0,
+            f"batch_tokens must be a multiple of seq_len={seq_len}, got {hp.batch_tokens}",
+        )
+        require(
+            self.train_tokens >= hp.batch_tokens and self.train_tokens % hp.batch_tokens == 0,
+            f"train_tokens must be a positive multiple of batch_tokens={hp.batch_tokens}, got {self.train_tokens}",
+        )
+        require(
+            hp.warmup_tokens + hp.decay_tokens <= self.train_tokens,
+            f"warmup_tokens + decay_tokens must not exceed train_tokens={self.train_tokens}, "
+            f"got {hp.warmup_tokens} + {hp.decay_tokens}",
+        )
+        require(
+            self.validation_tokens >= 2 * seq_len,
+            f"validation_tokens must be at least two sequences ({2 * seq_len} tokens), got {self.validation_tokens}",
+        )
+
+    @property
+    def width_mult(self) -> float:
+        """m = width / base_width."""
+        return self.model.width / self.base_width
+
+    @property
+    def steps(self) -> int:
+        return self.train_tokens // self.hparams.batch_tokens
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `run_config_from_dict` is the inverse."""
+        return asdict(self)
+
+    def identity(self) -> dict[str, Any]:
+        """`to_dict` without the fields that are at their default: what a trial's id is made of.
+
+        So a field added later, with a default that means what was done before, leaves every id as it was. To
+        change a default is to change what old ids mean: raise `sweeps.trial.NUMERICS_VERSION` with it.
+        """
+        return _without_defaults(self)
+
+
+def _without_defaults(record: Any) -> dict[str, Any]:
+    kept = {}
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if is_dataclass(value):
+            kept[field.name] = _without_defaults(value)
+        elif field.name == "name" or value != field.default:  # an optimizer's name is all that some have
+            kept[field.name] = value
+    return kept
+
+
+def run_config_from_dict(values: Mapping[str, Any]) -> RunConfig:
+    """Inverse of `RunConfig.to_dict`.
+
+    Raises:
+        ConfigError: a value out of range.
+        KeyError, TypeError: not the shape that `to_dict` writes.
+    """
+    optimizer = dict(values["optimizer"])
+    return RunConfig(
+        **{
+            **values,
+            "model": ModelConfig(**values["model"]),
+            "optimizer": OPTIMIZERS[optimizer["name"]](**optimizer),
+            "hparams": HParams(**values["hparams"]),
+        }
+    )

@@ -1,0 +1,21 @@
+"""Figures of a sweep: pure functions from records to matplotlib figures, and `save`. No global state is touched."""
+
+from analysis.figures.coordinates import CoordPoint, coordinate_check
+from analysis.figures.curves import loss_curves
+from analysis.figures.losses import loss_against_lr
+from analysis.figures.scaling import drift, loss_against_width
+from analysis.figures.style import save
+from analysis.figures.target import MeasuredPoint, Target, predicted_against_measured
+
+__all__ = [
+    "CoordPoint",
+    "MeasuredPoint",
+    "Target",
+    "coordinate_check",
+    "drift",
+    "loss_against_lr",
+    "loss_against_width",
+    "loss_curves",
+    "predicted_against_measured",
+    "save",
+]

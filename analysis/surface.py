@@ -1,0 +1,180 @@
+"""Loss over one hyperparameter, for one optimizer at one width: what the fits see of a sweep."""
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from analysis.interval import FitError
+from sweeps.trial import TrialResult, TrialStatus
+
+Setting = tuple[str, Any]  # a field's name and its value: a number, a word, or None
+
+
+class Series(NamedTuple):
+    """What is followed over width: an optimizer, and the value of what else varies at one width."""
+
+    optimizer: str
+    fixed: tuple[Setting, ...] = ()
+
+    def __str__(self) -> str:
+        return ", ".join((self.optimizer, *(f"{name}={value}" for name, value in self.fixed)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Surface:
+    """Validation loss (nats) on a grid of log2(hp) by seed.
+
+    A cell is None where its trial diverged, or where it has no result yet (then it is in `missing`). A value
+    with a diverged seed is censored: its loss is unknown but worse, so it bounds the search for the optimum.
+    """
+
+    optimizer: str
+    width: int
+    hp: str = "lr"
+    fixed: tuple[Setting, ...] = ()  # what else the sweep varies at one width, and its value here
+    log2_values: tuple[float, ...]  # ascending
+    seeds: tuple[int, ...]  # ascending
+    losses: tuple[tuple[float | None, ...], ...]  # one row a value, one column a seed
+    missing: tuple[tuple[int, int], ...] = ()  # (row, column) without a result
+
+    def __post_init__(self) -> None:
+        for name in ("log2_values", "seeds"):
+            values = getattr(self, name)
+            if not values or any(low >= high for low, high in pairwise(values)):
+                raise ValueError(f"{name} must be ascending and not empty, got {values}")
+        shape = (len(self.log2_values), len(self.seeds))
+        if len(self.losses) != shape[0] or any(len(row) != shape[1] for row in self.losses):
+            raise ValueError(f"losses must have the shape (values, seeds) = {shape}, got {self.losses}")
+        if any(loss is not None and not math.isfinite(loss) for row in self.losses for loss in row):
+            raise ValueError(f"a loss must be finite, or None where the trial diverged, got {self.losses}")
+        if any(self.losses[row][column] is not None for row, column in self.missing):
+            raise ValueError(f"a missing trial cannot have a loss, got missing={self.missing}")
+
+    @property
+    def censored(self) -> tuple[bool, ...]:
+        """For each value, whether any seed diverged there."""
+        absent = set(self.missing)
+        return tuple(
+            any(loss is None and (i, j) not in absent for j, loss in enumerate(row))
+            for i, row in enumerate(self.losses)
+        )
+
+    @property
+    def seed_losses(self) -> tuple[tuple[float, ...], ...]:
+        """For each value the losses there are, or nothing where it is censored."""
+        return tuple(
+            () if censored else tuple(loss for loss in row if loss is not None)
+            for row, censored in zip(self.losses, self.censored, strict=True)
+        )
+
+    @property
+    def mean_losses(self) -> tuple[float | None, ...]:
+        """Seed means; None where censored or not yet run."""
+        return tuple(statistics.fmean(row) if row else None for row in self.seed_losses)
+
+    @property
+    def standard_errors(self) -> tuple[float | None, ...]:
+        """Standard errors of the seed means, unpaired; None where censored or with fewer than two seeds."""
+        return tuple(statistics.stdev(row) / math.sqrt(len(row)) if len(row) > 1 else None for row in self.seed_losses)
+
+    @property
+    def step_octaves(self) -> float:
+        """Median spacing of the grid, in octaves; 0 for a single value."""
+        steps = [high - low for low, high in pairwise(self.log2_values)]
+        return statistics.median(steps) if steps else 0.0
+
+    @property
+    def series(self) -> Series:
+        return Series(self.optimizer, self.fixed)
+
+
+def surfaces(results: Iterable[TrialResult], hp: str = "lr") -> tuple[Surface, ...]:
+    """One surface for each optimizer, width and setting of whatever else varies at one width.
+
+    FAILED trials are evidence about nothing and count as not run. The order of `results` does not matter.
+
+    Raises:
+        FitError: `hp` is no hyperparameter or is not positive, or one trial has two different results.
+    """
+    by_run: dict[_Run, _Cells] = defaultdict(dict)
+    for result in results:
+        if result.status is not TrialStatus.FAILED:
+            fields = fields_of(result)
+            cell = (_log2(fields.pop(hp, None), hp), fields.pop("seed"))
+            _add(by_run[tuple(sorted(fields.items()))], cell, result)
+    varying = _varying(by_run)
+    built = [_surface(dict(run), cells, hp, varying) for run, cells in by_run.items()]
+    return tuple(sorted(built, key=_order))
+
+
+_Run = tuple[Setting, ...]  # every field but hp and seed
+_Cells = dict[tuple[float, int], TrialResult]  # by (log2 of hp, seed)
+
+
+def fields_of(result: TrialResult) -> dict[str, Any]:
+    """All that determines a trial, flat: `lr`, `train_tokens`, `model.depth`, `optimizer.name`."""
+    run = result.trial.run.to_dict()
+    flat = {"data": result.trial.data_fingerprint, **run.pop("hparams")}
+    for name, value in run.items():
+        inner = value if isinstance(value, Mapping) else None
+        flat |= {name: value} if inner is None else {f"{name}.{key}": inner[key] for key in inner}
+    return flat
+
+
+def _log2(value: object, hp: str) -> float:
+    if not isinstance(value, int | float) or value <= 0:
+        raise FitError(f"the fits work in log2({hp}), so {hp} must be a hyperparameter above 0, got {value}")
+    return math.log2(value)
+
+
+def _add(cells: _Cells, cell: tuple[float, int], result: TrialResult) -> None:
+    known = cells.setdefault(cell, result)
+    if (known.status, known.validation_loss) != (result.status, result.validation_loss):
+        raise FitError(
+            f"trial {result.trial_id} has two results: {known.status.value} {known.validation_loss} and "
+            f"{result.status.value} {result.validation_loss}; find their files and remove the wrong one"
+        )
+
+
+def _varying(runs: Iterable[_Run]) -> Mapping[str, set[str]]:
+    """For each optimizer, the fields that take several values at one width.
+
+    A field that only follows the width (a longer run for a wider model) is part of the scaling, not an axis.
+    """
+    values: dict[tuple[str, int, str], set[Any]] = defaultdict(set)
+    for run in map(dict, runs):
+        for name, value in run.items():
+            values[run["optimizer.name"], run["model.width"], name].add(value)
+    varying: dict[str, set[str]] = defaultdict(set)
+    for (optimizer, _, name), seen in values.items():
+        if len(seen) > 1:
+            varying[optimizer].add(name)
+    return varying
+
+
+def _surface(run: Mapping[str, Any], cells: _Cells, hp: str, varying: Mapping[str, set[str]]) -> Surface:
+    log2_values, seeds = (tuple(sorted(set(axis))) for axis in zip(*cells, strict=True))
+    grid = [[cells.get((value, seed)) for seed in seeds] for value in log2_values]
+    return Surface(
+        optimizer=run["optimizer.name"],
+        width=run["model.width"],
+        hp=hp,
+        fixed=tuple((name, run[name]) for name in sorted(varying.get(run["optimizer.name"], ()))),
+        log2_values=log2_values,
+        seeds=seeds,
+        losses=tuple(tuple(cell.validation_loss if cell else None for cell in row) for row in grid),
+        missing=tuple((i, j) for i, row in enumerate(grid) for j, cell in enumerate(row) if cell is None),
+    )
+
+
+def _order(surface: Surface) -> tuple[Any, ...]:
+    """By optimizer, setting, width; numbers by size, and None or words beside them without a TypeError."""
+    return (
+        surface.optimizer,
+        tuple((name, type(value).__name__, "" if value is None else value) for name, value in surface.fixed),
+        surface.width,
+    )

@@ -1,0 +1,54 @@
+"""Trials grouped for one worker: a pack shares its model, optimizer, horizon and data, so that it shares set-up."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from proxy_models.accounting import training_flops
+from proxy_models.config import HParams
+from sweeps.trial import Trial
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pack:
+    """Trials of one shape, trained by one worker one after the other or stacked."""
+
+    trials: tuple[Trial, ...]
+
+    def __post_init__(self) -> None:
+        if not self.trials:
+            raise ValueError("a pack must hold at least one trial, got none")
+        shapes = {shape_of(trial) for trial in self.trials}
+        if len(shapes) > 1:
+            raise ValueError(f"the trials of a pack must have one shape, got {len(shapes)}: {shapes}")
+
+    @property
+    def flops(self) -> float:
+        """Model FLOPs of all its trials."""
+        return sum(training_flops(trial.run) for trial in self.trials)
+
+
+def shape_of(trial: Trial) -> Trial:
+    """The trial with its seed and its hyperparameters erased, but for batch_tokens, which sets tensor sizes."""
+    erased = HParams(lr=1.0, batch_tokens=trial.run.hparams.batch_tokens)
+    return replace(trial, run=replace(trial.run, seed=0, hparams=erased))
+
+
+def make_packs(trials: Sequence[Trial], size: int) -> tuple[Pack, ...]:
+    """Split trials into packs of one shape and at most `size` trials, the most FLOPs first.
+
+    Workers take packs in this order, so the last ones running are the shortest.
+
+    Raises:
+        ValueError: size below 1.
+    """
+    if size < 1:
+        raise ValueError(f"a pack's size must be at least 1 trial, got {size}")
+    groups: dict[Trial, list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault(shape_of(trial), []).append(trial)
+    packs = [
+        Pack(trials=tuple(group[start : start + size]))
+        for group in groups.values()
+        for start in range(0, len(group), size)
+    ]
+    return tuple(sorted(packs, key=lambda pack: -pack.flops))

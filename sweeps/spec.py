@@ -1,0 +1,227 @@
+"""The TOML spec of a sweep: what a user writes, checked, and the grid of runs that it means.
+
+Loads neither torch nor ray nor pandas: a command that only reads a spec starts at once.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from proxy_models.checks import ConfigError
+from proxy_models.config import HParams, ModelConfig, RunConfig
+from proxy_models.parametrization import refuse_overshooting_decay
+from sweeps.spec_errors import SpecError, config_error, parse, read_text, require
+from sweeps.spec_models import RunSection, SweepSpec, TargetSpec
+from sweeps.trial import Trial
+
+__all__ = [
+    "SpecError",
+    "SweepSpec",
+    "TargetSpec",
+    "axes_of",
+    "check_target",
+    "load_spec",
+    "load_target",
+    "plan_trials",
+    "run_config",
+    "run_configs",
+]
+
+MIN_LR_VALUES = 3  # a parabola has three coefficients
+MIN_CHECK_WIDTHS = 4  # fewer points do not tell a slope from noise
+
+
+def load_spec(path: str | Path) -> SweepSpec:
+    """Read a sweep spec and build every run of its grid.
+
+    Raises:
+        SpecError: the file, a key or a run of the grid is not usable.
+    """
+    file = Path(path)
+    text = read_text(file)
+    spec = parse(text, SweepSpec, file=file)
+    spec._file, spec._text = file, text
+    _check_optimizers(spec)
+    _check_widths(spec)
+    run_configs(spec)
+    _check_first_steps(spec)
+    return spec
+
+
+def load_target(path: str | Path) -> TargetSpec:
+    """Read a target file. `check_target` compares it with a sweep.
+
+    Raises:
+        SpecError: the file or a key is not usable.
+    """
+    file = Path(path)
+    text = read_text(file)
+    target = parse(text, TargetSpec, file=file)
+    target._file, target._text = file, text
+    return target
+
+
+def check_target(target: TargetSpec, spec: SweepSpec) -> None:
+    """Raises SpecError if the sweep says nothing about this target: too narrow, or not a run at all."""
+    widest = max(spec.run.widths)
+    require(
+        target.width >= widest,
+        target.file,
+        "width",
+        f"must be at least the widest proxy's, {widest}, got {target.width}. "
+        "Transfer goes from small to large: raise it.",
+    )
+    for name, seed in itertools.product(spec.optimizers, target.seeds):
+        try:
+            run_config(spec, name, width=target.width, seed=seed, train_tokens=target.train_tokens)
+        except ConfigError as error:
+            field = _field_of(error)
+            raise config_error(
+                target.file, field if field in TargetSpec.model_fields else "train_tokens", error
+            ) from None
+
+
+def axes_of(spec: SweepSpec, optimizer: str) -> dict[str, tuple[Any, ...]]:
+    """The values of each axis of one optimizer. Its own table, fixed or axis, wins over the shared ones."""
+    own = spec.optimizers[optimizer]
+    shared = {name: values for name, values in spec.axes.items() if name not in own.hparams}
+    return {**shared, **own.axes}
+
+
+def run_config(
+    spec: SweepSpec,
+    optimizer: str,
+    *,
+    width: int,
+    seed: int,
+    overrides: Mapping[str, Any] | None = None,
+    train_tokens: int | None = None,
+) -> RunConfig:
+    """One run at any width. `overrides` are HParams fields; an axis they leave open takes its middle value.
+
+    Raises:
+        ConfigError: no such run can be, for example a width that is no multiple of head_dim, or a weight decay
+            that overshoots.
+    """
+    own = spec.optimizers[optimizer]
+    middles = {name: values[(len(values) - 1) // 2] for name, values in axes_of(spec, optimizer).items()}
+    run = spec.run
+    config = RunConfig(
+        model=ModelConfig(width=width, **spec.model),
+        optimizer=own.config,
+        hparams=HParams(**{**spec.hparams, **own.hparams, **middles, **(overrides or {})}),
+        base_width=run.base_width,
+        train_tokens=run.train_tokens if train_tokens is None else train_tokens,
+        validation_tokens=run.validation_tokens,
+        seed=seed,
+        parametrization=run.parametrization,
+        weight_decay_invariant=run.weight_decay_invariant,
+        schedule=run.schedule,
+    )
+    refuse_overshooting_decay(config)
+    return config
+
+
+def run_configs(spec: SweepSpec) -> tuple[RunConfig, ...]:
+    """The whole grid: optimizer, then width, then the axes in the order of HParams, then seed.
+
+    Raises:
+        SpecError: a run that cannot be, with the key that made it so.
+    """
+    return tuple(run for optimizer in spec.optimizers for run in _grid_of(spec, optimizer))
+
+
+def plan_trials(spec: SweepSpec, data_fingerprint: str) -> tuple[Trial, ...]:
+    """The sweep's trials on data with this fingerprint, in the order of `run_configs`, none twice."""
+    return tuple(Trial(run=run, data_fingerprint=data_fingerprint) for run in run_configs(spec))
+
+
+def _grid_of(spec: SweepSpec, optimizer: str) -> Iterator[RunConfig]:
+    axes = axes_of(spec, optimizer)
+    for width, values, seed in itertools.product(spec.run.widths, itertools.product(*axes.values()), spec.run.seeds):
+        overrides = dict(zip(axes, values, strict=True))
+        try:
+            yield run_config(spec, optimizer, width=width, seed=seed, overrides=overrides)
+        except ConfigError as error:
+            raise config_error(spec.file, _key_of(spec, optimizer, _field_of(error)), error) from None
+
+
+def _field_of(error: ConfigError) -> str:
+    """The field which a ConfigError is about: its message starts with the name."""
+    return str(error).split(maxsplit=1)[0]
+
+
+def _key_of(spec: SweepSpec, optimizer: str, field: str) -> str:
+    """The key that set `field`, or that would."""
+    own = spec.optimizers[optimizer]
+    tables: dict[str, Mapping[str, Any]] = {
+        f"optimizers.{optimizer}.axes": own.axes,
+        f"optimizers.{optimizer}.hparams": own.hparams,
+        "axes": spec.axes,
+        "hparams": spec.hparams,
+    }
+    for table, keys in tables.items():
+        if field in keys:
+            return f"{table}.{field}"
+    sections = {"width": "run.widths", "seed": "run.seeds"}
+    for section, record in (("run", RunSection), ("hparams", HParams), ("model", ModelConfig)):
+        sections |= {name: f"{section}.{name}" for name in record.__annotations__ if name not in sections}
+    return sections.get(field, f"optimizers.{optimizer}")
+
+
+def _check_optimizers(spec: SweepSpec) -> None:
+    require(bool(spec.optimizers), spec.file, "optimizers", "is empty. Add a table: [optimizers.adamw].")
+    _check_disjoint(spec, "", spec.hparams, spec.axes)
+    for name, own in spec.optimizers.items():
+        _check_disjoint(spec, f"optimizers.{name}.", own.hparams, own.axes)
+        values = axes_of(spec, name).get("lr", ())
+        require(
+            len(values) >= MIN_LR_VALUES,
+            spec.file,
+            _key_of(spec, name, "lr") if values else f"optimizers.{name}.axes.lr",
+            f"must have at least {MIN_LR_VALUES} values, or no optimum can be fitted, got {list(values)}. "
+            "Add values one octave apart.",
+        )
+
+
+def _check_disjoint(
+    spec: SweepSpec, prefix: str, hparams: Mapping[str, Any], axes: Mapping[str, tuple[Any, ...]]
+) -> None:
+    for name in sorted(hparams.keys() & axes.keys()):
+        raise SpecError(
+            f"{spec.file}: {prefix}hparams.{name}: must not be an axis as well ({prefix}axes.{name}), "
+            f"got {hparams[name]} here. Remove one of the two."
+        )
+
+
+def _check_widths(spec: SweepSpec) -> None:
+    """Every width named in the spec, trained or not, must be a model."""
+    require(
+        len(spec.check_widths) >= MIN_CHECK_WIDTHS,
+        spec.file,
+        "check.widths",
+        f"must have at least {MIN_CHECK_WIDTHS} values to show a slope, got {list(spec.check_widths)}. Add one.",
+    )
+    keys = {"run.base_width": (spec.run.base_width,), "run.widths": spec.run.widths}
+    for key, widths in (keys | {"check.widths": spec.check_widths}).items():
+        for width in widths:
+            try:
+                ModelConfig(width=width, **spec.model)
+            except ConfigError as error:
+                field = _field_of(error)
+                raise config_error(spec.file, key if field == "width" else f"model.{field}", error) from None
+
+
+def _check_first_steps(spec: SweepSpec) -> None:
+    """The coordinate check's own batch must make runs; all else about them is known to be valid by now."""
+    batch_tokens, width = spec.check.batch_tokens, spec.check_widths[0]
+    if batch_tokens is None:
+        return
+    overrides = {"batch_tokens": batch_tokens, "warmup_tokens": 0, "decay_tokens": 0}
+    tokens = batch_tokens * spec.check.steps
+    for optimizer in spec.optimizers:
+        try:
+            run_config(spec, optimizer, width=width, seed=0, overrides=overrides, train_tokens=tokens)
+        except ConfigError as error:
+            raise config_error(spec.file, "check.batch_tokens", error) from None

@@ -1,0 +1,1 @@
+"""From numbers to decisions: the plan, its verification, the report, the commands."""

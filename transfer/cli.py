@@ -1,0 +1,244 @@
+"""The commands. Each reads its input, calls one step of `pipeline`, and shows what came of it.
+
+Heavy imports stand inside the commands, so that `mutransfer --help` and shell completion answer at once.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from transfer.console import emit_json, exit_statuses, say
+
+if TYPE_CHECKING:
+    from transfer.execution import Execution
+
+app = typer.Typer(
+    name="mutransfer",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Tune hyperparameters on small proxies, transfer them to a large target, with the evidence.
+
+A sweep is one TOML file. The usual way through it:
+
+- mutransfer plan SPEC: what would run, and what it costs
+
+- mutransfer sweep SPEC --out DIR: run it; stopped at any time, the same command resumes
+
+- mutransfer transfer DIR --target FILE: plan the target
+
+- mutransfer verify DIR/plan.json DIR: try the plan at the target
+
+- mutransfer report DIR: one page with every figure
+
+- mutransfer run SPEC --target FILE: all of it at once
+
+Exit status: 0 done; 1 the work failed; 2 the input is wrong; 3 finished, but some trials failed;
+130 or 143 interrupted (resumable).""",
+)
+
+Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="The sweep's TOML file.", show_default=False)]
+Folder = Annotated[
+    Path, typer.Argument(metavar="DIR", help="A results folder, as `mutransfer sweep` writes it.", show_default=False)
+]
+Out = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="Results folder.", show_default="results/<name of the spec>")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
+Backend = Annotated[str, typer.Option(help="Where trials run: `ray` (Ray Tune) or `local` (this process, no Ray).")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Worker processes of one core each.", show_default="one a core; 1 for local")
+]
+Address = Annotated[str | None, typer.Option(help="A running Ray cluster, for example `auto`.", show_default=False)]
+Fresh = Annotated[
+    bool, typer.Option("--fresh", help="Rename an existing results folder and start anew. Deletes nothing.")
+]
+NoCheck = Annotated[bool, typer.Option("--no-check", help="Run even where the coordinate check fails.")]
+
+
+@app.command()
+def plan(spec: Spec, json: Json = False) -> None:
+    """Show what a sweep would run: trials, FLOPs, memory, and time measured over a few steps. Runs nothing."""
+    with exit_statuses():
+        from sweeps.spec import load_spec, plan_trials
+        from transfer import pipeline, tables
+        from transfer.costs import costs as costs_of
+
+        loaded = load_spec(spec)
+        data = pipeline.load_tokens(loaded)
+        costs = costs_of(plan_trials(loaded, data.fingerprint), data)
+        if json:
+            emit_json({"schema_version": 1, "sweep": loaded.name, "costs": [cost.to_json() for cost in costs]})
+        else:
+            tables.show_costs(loaded.name, costs)
+
+
+@app.command()
+def check(spec: Spec, out: Out = None, json: Json = False) -> None:
+    """Coordinate check: does every activation keep its size as width grows? Status 1 if not."""
+    with exit_statuses():
+        from sweeps.spec import load_spec
+        from transfer import pipeline, tables
+
+        loaded = load_spec(spec)
+        gate = pipeline.run_gate(loaded, out or pipeline.default_folder(loaded))
+        if json:
+            emit_json(tables.gate_json(gate))
+        else:
+            tables.show_gate(gate)
+        gate.refuse_failure()
+
+
+@app.command()
+def sweep(
+    spec: Spec,
+    out: Out = None,
+    backend: Backend = "ray",
+    workers: Workers = None,
+    address: Address = None,
+    fresh: Fresh = False,
+    no_check: NoCheck = False,
+    json: Json = False,
+) -> None:
+    """Run a sweep's missing trials. Interrupted, killed or extended, the same command does what is left."""
+    with exit_statuses():
+        from sweeps.spec import load_spec
+        from transfer import pipeline, tables
+
+        loaded = load_spec(spec)
+        folder = out or pipeline.default_folder(loaded)
+        execution = _execution(backend, workers, address)
+        pipeline.sweep(loaded, folder, execution, fresh=fresh, gate=not no_check)
+        tables.show_status(pipeline.status(folder), as_json=json)
+        say(f"next: mutransfer transfer {folder} --target TARGET.toml")
+
+
+@app.command()
+def status(folder: Folder, json: Json = False) -> None:
+    """Count a sweep's planned, done, diverged and missing trials."""
+    with exit_statuses():
+        from transfer import pipeline, tables
+
+        tables.show_status(pipeline.status(folder), as_json=json)
+
+
+@app.command()
+def fit(folder: Folder, json: Json = False) -> None:
+    """Fit optima, their drift with width and the loss law; write fits.json and losses.csv."""
+    with exit_statuses():
+        from transfer import pipeline, tables
+
+        fitted, _ = pipeline.fit(folder)
+        if json:
+            emit_json(fitted.to_json())
+        else:
+            tables.show_fit(fitted)
+
+
+@app.command()
+def transfer(
+    folder: Folder,
+    target: Annotated[Path, typer.Option(metavar="FILE", help="The target's TOML file.", show_default=False)],
+    json: Json = False,
+) -> None:
+    """Plan the target: per role lr, weight decay, init and multiplier; expected loss; caveats. Writes plan.json."""
+    with exit_statuses():
+        from sweeps.spec import load_target
+        from transfer import pipeline, tables
+        from transfer.plan import PLAN_JSON
+
+        made = pipeline.transfer(folder, load_target(target))
+        if json:
+            emit_json(PLAN_JSON.dump_python(made, mode="json"))
+        else:
+            tables.show_plan(made)
+
+
+@app.command()
+def verify(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan.json.", show_default=False)],
+    folder: Folder,
+    backend: Backend = "ray",
+    workers: Workers = None,
+    address: Address = None,
+    json: Json = False,
+) -> None:
+    """Train the target at the planned lr and one octave either side, and compare with the plan."""
+    with exit_statuses():
+        from transfer import pipeline, tables
+        from transfer.folder import read_plan
+        from transfer.verification import VERIFICATION_JSON
+
+        verified = pipeline.verify(read_plan(plan), folder, _execution(backend, workers, address))
+        if json:
+            emit_json(VERIFICATION_JSON.dump_python(verified, mode="json"))
+        else:
+            tables.show_verification(verified)
+
+
+@app.command()
+def report(folder: Folder, json: Json = False) -> None:
+    """Write report/index.html (one self-contained page), report.md, and every figure as SVG and PNG."""
+    with exit_statuses():
+        from transfer.report import write_report
+
+        page = write_report(folder)
+        if json:
+            emit_json({"schema_version": 1, "report": str(page)})
+        else:
+            print(page)
+
+
+@app.command()
+def run(
+    spec: Spec,
+    target: Annotated[Path, typer.Option(metavar="FILE", help="The target's TOML file.", show_default=False)],
+    out: Out = None,
+    backend: Backend = "ray",
+    workers: Workers = None,
+    address: Address = None,
+    fresh: Fresh = False,
+    no_check: NoCheck = False,
+) -> None:
+    """Everything at once: check, sweep, fit, plan, measure at the target, report. Resumes like `sweep`."""
+    with exit_statuses():
+        from transfer import tables
+        from transfer.folder import PLAN, read_plan, read_verification
+        from transfer.run_all import run_all
+
+        execution = _execution(backend, workers, address)
+        page = run_all(spec, target, out, execution, fresh=fresh, gate=not no_check)
+        tables.show_plan(read_plan(page.parent.parent / PLAN))
+        verified = read_verification(page.parent.parent)
+        if verified is not None:
+            tables.show_verification(verified)
+        print(f"report: {page}")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"mutransfer {version('mutransfer')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of the program itself; its help is the app's."""
+
+
+def _execution(backend: str, workers: int | None, address: str | None) -> "Execution":
+    from sweeps.spec import SpecError
+    from transfer.execution import Execution
+
+    if backend not in ("ray", "local"):
+        raise SpecError(f"--backend must be 'ray' or 'local', got {backend!r}.")
+    if backend == "local" and address is not None:
+        raise SpecError("--address is a Ray cluster's, and --backend local uses no Ray. Remove one of the two.")
+    return Execution(backend=backend, workers=workers, address=address)  # type: ignore[arg-type]

@@ -1,0 +1,59 @@
+"""What a sweep costs: FLOPs and memory from the configs, time from a few steps taken here and now."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from proxy_models.accounting import training_bytes, training_flops
+from proxy_models.config import RunConfig
+from proxy_models.data import TokenData
+from sweeps.trial import Trial
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """What trials of one optimizer and width cost."""
+
+    optimizer: str
+    width: int
+    trials: int
+    flops: float
+    bytes: int  # of one trial
+    seconds: float  # of one core, measured here over a few steps
+
+    def to_json(self) -> dict[str, str | int | float]:
+        return {field: getattr(self, field) for field in self.__slots__}
+
+
+def costs(trials: Sequence[Trial], data: TokenData) -> list[Cost]:
+    """Trials, FLOPs, memory and time for each optimizer and width of a plan."""
+    from sweeps.worker import prepare_process
+
+    prepare_process()
+    groups: dict[tuple[str, int], list[RunConfig]] = {}
+    for trial in trials:
+        groups.setdefault((trial.run.optimizer.name, trial.run.model.width), []).append(trial.run)
+    return [
+        Cost(
+            optimizer=optimizer,
+            width=width,
+            trials=len(runs),
+            flops=sum(map(training_flops, runs)),
+            bytes=max(map(training_bytes, runs)),
+            seconds=_seconds_per_flop(runs[0], data) * sum(map(training_flops, runs)),
+        )
+        for (optimizer, width), runs in groups.items()
+    ]
+
+
+def _seconds_per_flop(run: RunConfig, data: TokenData, *, steps: int = 4) -> float:
+    """Fastest of a few training steps on one core, over its FLOPs. The first step warms up."""
+    from proxy_models.train import Training
+
+    training = Training(run, data)
+    seconds = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        training.step()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:]) * run.steps / training_flops(run)

@@ -1,0 +1,93 @@
+"""Training a list of trials on the chosen backend, with progress on the terminal."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from proxy_models.accounting import training_flops
+from proxy_models.config import RunConfig
+from sweeps.run import Backend, Event, PackStarted, SweepOutcome, TrialFailed, TrialFinished, run_sweep
+from sweeps.spec import SweepSpec
+from sweeps.store import ResultStore
+from sweeps.trial import Trial, TrialStatus
+from transfer.console import Progress, TrialsFailed, say
+
+BackendName = Literal["ray", "local"]
+PACK_SIZE = 4  # trials handed to a worker at a time, fewer where there are few, so that workers finish together
+STEP_OVERHEAD_FLOPS = 5e8  # of one CPU core: steps at widths 32 to 256 take a + b * FLOPs with a / b of this size
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Execution:
+    """Where trials run."""
+
+    backend: BackendName = "ray"
+    workers: int | None = None  # None: one a core; one for `local`
+    address: str | None = None  # of a running Ray cluster
+
+
+def run_trials(
+    trials: Sequence[Trial], store: ResultStore, spec: SweepSpec, execution: Execution, *, title: str
+) -> SweepOutcome:
+    """Train trials with progress on stderr. Raises TrialsFailed as `sweep`."""
+    from sweeps.provenance import provenance
+
+    recorded = store.committed_ids()
+    todo = [trial for trial in trials if trial.trial_id not in recorded]
+    reused = len(trials) - len(todo)
+    say(f"{title}: {len(trials)} trials, {reused} recorded before, {len(todo)} to run")
+    if todo:
+        store.record_start(provenance())
+    counts = dict.fromkeys(TrialStatus, 0)
+    with Progress(title, sum(_work(trial.run) for trial in todo)) as progress:
+
+        def show(event: Event) -> None:
+            match event:
+                case TrialFinished(result=result):
+                    counts[result.status] += 1
+                    progress.advance(_work(result.trial.run), _count_note(counts, len(todo)))
+                case TrialFailed(trial=trial, error=error, attempt=attempt, max_attempts=of):
+                    say(f"trial {trial.trial_id} failed, attempt {attempt} of {of}: {error}")
+                case PackStarted():
+                    pass
+
+        backend, workers = _backend(execution)
+        outcome = run_sweep(
+            trials,
+            store=store,
+            data_source=spec.data_source(),
+            backend=backend,
+            workers=workers,
+            pack_size=max(1, min(PACK_SIZE, len(todo) // (4 * workers))),
+            on_event=show,
+        )
+    failed = outcome.count(TrialStatus.FAILED)
+    if failed:
+        raise TrialsFailed(
+            f"{failed} of {len(trials)} trials failed; the rest is recorded in {store.folder.name}. "
+            f"See {store.folder.name}/failures, then run the same command to try them again."
+        )
+    return outcome
+
+
+def _work(run: RunConfig) -> float:
+    """What a run's time is about proportional to: its FLOPs, and a part of every step that no width changes."""
+    return training_flops(run) + STEP_OVERHEAD_FLOPS * run.steps
+
+
+def _count_note(counts: Mapping[TrialStatus, int], of: int) -> str:
+    done = sum(counts.values())
+    diverged = counts[TrialStatus.DIVERGED]
+    return f"{done} of {of} trials" + (f", {diverged} diverged" if diverged else "")
+
+
+def _backend(execution: Execution) -> tuple[Backend, int]:
+    """The backend and its number of workers. Ray is imported only where it is wanted."""
+    if execution.backend == "local":
+        from sweeps.local_backend import LocalBackend
+
+        return LocalBackend(), execution.workers or 1
+    from sweeps.ray_backend import RayBackend
+
+    return RayBackend(address=execution.address), execution.workers or os.cpu_count() or 1

@@ -1,0 +1,225 @@
+"""From a sweep's fits to a plan for the target: a pure function."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from analysis.drift import Drift, OptimumPrediction, predict_optimum
+from analysis.fit import SweepFit
+from analysis.interval import percentile_interval
+from analysis.loss_law import LossLaw, LossPrediction, predict_loss
+from analysis.optimum import Optimum
+from proxy_models.accounting import n_params, training_bytes, training_flops
+from proxy_models.config import RunConfig
+from proxy_models.parametrization import Role, scale_role, width_rule
+from sweeps.spec import SweepSpec, TargetSpec, run_config
+from transfer.plan import SCHEMA_VERSION, Estimate, OptimizerPlan, RolePlan, TransferPlan
+
+
+class PlanError(ValueError):
+    """Fits that no plan can be made from. The message says what is missing and what to do."""
+
+
+def make_plan(spec: SweepSpec, target: TargetSpec, fit: SweepFit, *, digest: str) -> TransferPlan:
+    """Plan every optimizer with optima at two widths or more.
+
+    Raises:
+        PlanError: no optimizer has.
+    """
+    plans: list[OptimizerPlan] = []
+    not_planned: list[tuple[str, str]] = []
+    for name in spec.optimizers:
+        evidence = _evidence(name, fit)
+        if evidence is None:
+            not_planned.append((name, _why_not(name, fit)))
+        else:
+            plans.append(_plan_optimizer(spec, target, evidence))
+    if not plans:
+        reasons = "; ".join(f"{name}: {why}" for name, why in not_planned)
+        raise PlanError(f"no optimizer can be transferred. {reasons}")
+    run = plans[0].run
+    return TransferPlan(
+        schema_version=SCHEMA_VERSION,
+        sweep=spec.name,
+        target_width=target.width,
+        width_mult=run.width_mult,
+        n_params=n_params(run.model),
+        train_flops=training_flops(run),
+        train_bytes=max(training_bytes(plan.run) for plan in plans),
+        optimizers=tuple(plans),
+        not_planned=tuple(not_planned),
+        inputs_digest=digest,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Evidence:
+    """What one optimizer's plan rests on, at one setting of the sweep's other axes."""
+
+    drift: Drift
+    optima: tuple[Optimum, ...]  # by width, none at an edge
+    loss_law: LossLaw | None
+    left_out: tuple[tuple[int, str], ...]  # width, why
+
+    @property
+    def widest(self) -> Optimum:
+        return self.optima[-1]
+
+
+def _evidence(name: str, fit: SweepFit) -> _Evidence | None:
+    """Of the settings of the other axes, the one with the lowest loss at its widest proxy; None without a drift."""
+    found = []
+    for drift in (drift for drift in fit.drifts if drift.optimizer == name):
+        optima = fit.optima_of(drift.series)
+        at_edge = [(o.width, "its optimum is at the edge of the grid") for o in optima if o.edge]
+        unfitted = [
+            (skipped.width, skipped.reason)
+            for skipped in fit.skipped
+            if (skipped.optimizer, skipped.fixed) == drift.series and skipped.width is not None
+        ]
+        laws = [law for law in fit.loss_laws if law.series == drift.series]
+        found.append(
+            _Evidence(
+                drift=drift,
+                optima=tuple(o for o in optima if not o.edge),
+                loss_law=laws[0] if laws else None,
+                left_out=tuple(at_edge + unfitted),
+            )
+        )
+    return min(found, key=lambda evidence: evidence.widest.loss) if found else None
+
+
+def _why_not(name: str, fit: SweepFit) -> str:
+    reasons = [skipped.reason for skipped in fit.skipped if skipped.optimizer == name]
+    return "; ".join(dict.fromkeys(reasons)) or "it has no results; finish the sweep"
+
+
+def _plan_optimizer(spec: SweepSpec, target: TargetSpec, evidence: _Evidence) -> OptimizerPlan:
+    drift = evidence.drift
+    optimum = predict_optimum(drift, target.width)
+    loss = predict_loss(evidence.loss_law, target.width) if evidence.loss_law is not None else None
+    run = target_run(spec, target, drift.optimizer, {**dict(drift.fixed), "lr": optimum.value})
+    return OptimizerPlan(
+        optimizer=drift.optimizer,
+        fixed=drift.fixed,
+        run=run,
+        log2_lr=Estimate(value=optimum.log2_value, interval=optimum.interval),
+        rests_on=_rests_on(drift, optimum),
+        roles=tuple(_plan_role(run, role) for role in _roles_of(run)),
+        expected_loss=None if loss is None else Estimate(value=loss.loss, interval=loss.interval),
+        expected_excess_loss=_expected_excess(optimum, evidence.optima),
+        caveats=tuple(_caveats(spec, target, evidence, optimum, loss)),
+    )
+
+
+def target_run(spec: SweepSpec, target: TargetSpec, optimizer: str, hparams: Mapping[str, Any]) -> RunConfig:
+    """The target's run: the sweep's settings, with these hyperparameters, at the target's width and tokens.
+
+    A longer run keeps warmup_tokens and the decay's share of the run; under the `timescale` invariant weight
+    decay falls so that lr * weight_decay * steps stays (Wang and Aitchison, arXiv:2405.13698).
+    """
+    run = run_config(spec, optimizer, width=target.width, seed=target.seeds[0], overrides=hparams)
+    if target.train_tokens is None:
+        return run
+    longer = target.train_tokens / run.train_tokens
+    hp = run.hparams
+    moved = replace(
+        hp,
+        decay_tokens=int(hp.decay_tokens * longer),
+        weight_decay=hp.weight_decay / longer if run.weight_decay_invariant == "timescale" else hp.weight_decay,
+    )
+    return replace(run, hparams=moved, train_tokens=target.train_tokens)
+
+
+def _roles_of(run: RunConfig) -> list[Role]:
+    return [role for role in Role if not (role is Role.READOUT and run.model.tied_embeddings)]
+
+
+def _plan_role(run: RunConfig, role: Role) -> RolePlan:
+    scale = scale_role(run, role)
+    std = None if role in (Role.HIDDEN, Role.VECTOR) else scale.init_std
+    init = {
+        Role.EMBEDDING: f"normal, std {scale.init_std:g}",
+        Role.HIDDEN: f"normal, std {run.hparams.hidden_init_gain:g} / sqrt(fan_in)",
+        Role.READOUT: f"normal, std {scale.init_std:.3g}" if scale.init_std else "zero",
+        Role.VECTOR: "gains one, biases zero",
+    }[role]
+    return RolePlan(
+        role=role,
+        effective_lr=scale.effective_lr,
+        weight_decay=scale.effective_weight_decay,
+        init=init,
+        init_std=std,
+        forward_multiplier=scale.forward_multiplier,
+        adam_eps=scale.effective_eps,
+        rule=width_rule(run, role),
+    )
+
+
+def _expected_excess(optimum: OptimumPrediction, optima: Sequence[Optimum]) -> Estimate | None:
+    """curvature/2 * (planned - optimum)^2 over the optimum's draws: mean and central interval, in nats.
+
+    The curvature is that of the widest proxy with a parabola at its minimum, each draw with one of its own;
+    assumed the same at the target. None where no proxy has one.
+    """
+    curved = [proxy for proxy in optima if proxy.method == "quadratic" and proxy.curvature > 0 and proxy.draws]
+    if not curved:
+        return None
+    curvatures = np.maximum([draw.curvature for draw in curved[-1].draws], 0.0)
+    misses = np.asarray(optimum.draws) - optimum.log2_value  # octaves
+    excess = np.resize(curvatures, misses.shape) / 2 * misses**2
+    return Estimate(value=float(excess.mean()), interval=percentile_interval(excess, optimum.interval.level))
+
+
+def _rests_on(drift: Drift, optimum: OptimumPrediction) -> str:
+    widths = ", ".join(map(str, drift.widths))
+    laws: dict[Literal["constant", "finite_width"], str] = {
+        "constant": (
+            f"the weighted mean of the optima at widths {widths}: their drift of {drift.slope:+.2f} octaves an octave "
+            f"of width ({drift.slope_interval.low:+.2f} to {drift.slope_interval.high:+.2f}) is not resolved from 0"
+        ),
+        "finite_width": (
+            f"v + b/width through the optima at widths {widths}: they drift by {drift.slope:+.2f} octaves an octave "
+            f"of width ({drift.slope_interval.low:+.2f} to {drift.slope_interval.high:+.2f})"
+        ),
+    }
+    return laws[optimum.law]
+
+
+def _caveats(
+    spec: SweepSpec,
+    target: TargetSpec,
+    evidence: _Evidence,
+    optimum: OptimumPrediction,
+    loss: LossPrediction | None,
+) -> Iterable[str]:
+    for proxy in evidence.optima:
+        for flag in proxy.flags:
+            yield f"At width {proxy.width}: {flag.advice}"
+    for width, reason in evidence.left_out:
+        yield f"Width {width} was left out: {reason}"
+    widest = max(spec.run.widths)
+    if target.width > 4 * widest:
+        yield (
+            f"The target is {target.width / widest:.0f} times wider than the widest proxy; widths between would tell "
+            "whether the drift goes on."
+        )
+    if spec.run.parametrization == "standard":
+        yield "Under the standard parametrization optima move with width: a constant lr is not expected to transfer."
+    if target.train_tokens is not None and target.train_tokens != spec.run.train_tokens:
+        yield (
+            f"The target trains on {target.train_tokens:,} tokens and the proxies on {spec.run.train_tokens:,}: the "
+            "lr is not moved along the token horizon, where optima are known to shift (arXiv:2409.19913), and the "
+            "expected loss holds for the proxies' tokens."
+        )
+    if optimum.interval.width > 2:
+        yield (
+            f"The optimum is known to {optimum.interval.width:.1f} octaves only: add seeds, or tokens to the trials, "
+            "before a costly run."
+        )
+    if loss is None:
+        yield "No loss law: it takes optima at three widths."
+    elif evidence.loss_law is not None and not evidence.loss_law.wider_is_better:
+        yield "Wider is not better among the proxies: find out why before trusting the plan."

@@ -1,0 +1,206 @@
+"""The steps behind the commands: each reads and writes one results folder and returns records."""
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from proxy_models.config import ModelConfig
+from proxy_models.data import DataSource, TokenData, load_data
+from sweeps.run import SweepOutcome
+from sweeps.spec import SweepSpec, TargetSpec, check_target, plan_trials
+from sweeps.store import ResultStore
+from sweeps.trial import Trial, TrialResult, TrialStatus, canonical_json
+from transfer import folder as folders
+from transfer.console import Progress, say
+from transfer.execution import Execution, run_trials
+
+if TYPE_CHECKING:
+    from analysis.fit import SweepFit
+    from transfer.gate import Gate
+    from transfer.plan import TransferPlan
+    from transfer.verification import Verification
+
+FIT_SEED = 20_240_229  # of the bootstrap; fixed, so that equal results give equal fits
+BAND_NATS = 0.1  # near the minimum: in basins of 0.05 to 0.1 nats an octave squared, some three octaves wide
+
+
+def load_tokens(spec: SweepSpec) -> TokenData:
+    """The spec's data, checked against its vocabulary and sequence length. Read once a process."""
+    model = ModelConfig(width=spec.run.widths[0], **spec.model)
+    return _load_tokens(spec.data_source(), model.vocab_size, model.seq_len)
+
+
+@lru_cache(maxsize=1)
+def _load_tokens(source: DataSource, vocab_size: int, seq_len: int) -> TokenData:
+    return load_data(source, vocab_size=vocab_size, seq_len=seq_len)
+
+
+def default_folder(spec: SweepSpec) -> Path:
+    return Path("results") / spec.name
+
+
+def run_gate(spec: SweepSpec, folder: Path) -> "Gate":
+    """The coordinate check, from the folder's cache when it is the same check."""
+    from transfer.gate import check_runs, coordinate_gate
+
+    data = load_tokens(spec)
+    with Progress("coordinate check", len(check_runs(spec))) as progress:
+        return coordinate_gate(
+            spec, data, folder, on_run=lambda done, of: progress.advance(1, f"{done} of {of} short runs")
+        )
+
+
+def sweep(
+    spec: SweepSpec, folder: Path, execution: Execution, *, fresh: bool = False, gate: bool = True
+) -> SweepOutcome:
+    """Check, then train what the folder does not hold yet.
+
+    Raises:
+        GateError: the coordinate check failed (with `gate`).
+        TrialsFailed: some trials have no result after every attempt.
+    """
+    return run_prepared(spec, *prepare(spec, folder, fresh=fresh, gate=gate), execution)
+
+
+def run_prepared(spec: SweepSpec, store: ResultStore, trials: Sequence[Trial], execution: Execution) -> SweepOutcome:
+    """Train what `prepare` gave and the store does not hold yet. Raises TrialsFailed as `sweep`."""
+    return run_trials(trials, store, spec, execution, title=f"sweep {spec.name}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Status:
+    """How far a sweep is."""
+
+    sweep: str
+    planned: int
+    completed: int
+    diverged: int
+    missing: int
+    failed_attempts: int  # of the missing trials, how many have a recorded failure
+    train_seconds: float  # of all recorded trials, each on its worker
+
+    def to_json(self) -> dict[str, str | int | float]:
+        return {"schema_version": 1} | {field: getattr(self, field) for field in self.__slots__}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recorded:
+    """A sweep's plan, and what its folder holds of it and besides."""
+
+    planned: tuple[Trial, ...]
+    results: tuple[TrialResult, ...]  # of planned trials, in the plan's order
+    others: tuple[TrialResult, ...]  # such as a target's
+
+
+def read_recorded(folder: Path, spec: SweepSpec) -> Recorded:
+    """Read every result once; damaged files are named and set aside."""
+    recorded = ResultStore(folder.resolve()).read(warn=say)
+    planned = plan_trials(spec, load_tokens(spec).fingerprint)
+    results = [recorded.pop(trial_id) for trial_id in (trial.trial_id for trial in planned) if trial_id in recorded]
+    return Recorded(planned=planned, results=tuple(results), others=tuple(recorded.values()))
+
+
+def status(folder: Path) -> Status:
+    """Count a sweep's trials by how they stand."""
+    spec = folders.read_spec(folder)
+    recorded = read_recorded(folder, spec)
+    results = recorded.results
+    missing = {trial.trial_id for trial in recorded.planned} - {result.trial_id for result in results}
+    return Status(
+        sweep=spec.name,
+        planned=len(recorded.planned),
+        completed=sum(result.status is TrialStatus.COMPLETED for result in results),
+        diverged=sum(result.status is TrialStatus.DIVERGED for result in results),
+        missing=len(missing),
+        failed_attempts=len(missing & set(ResultStore(folder.resolve()).last_errors())),
+        train_seconds=sum(result.train_seconds for result in results),
+    )
+
+
+def fit(folder: Path) -> tuple["SweepFit", Recorded]:
+    """Fit the folder's sweep and write fits.json and losses.csv."""
+    import numpy as np
+
+    from analysis.fit import fit_sweep
+    from analysis.interval import FitError
+
+    spec = folders.read_spec(folder)
+    recorded = read_recorded(folder, spec)
+    if not recorded.results:
+        raise FitError(f"{folder}: no results of the sweep '{spec.name}' yet. Run `mutransfer sweep` first.")
+    fitted = fit_sweep(recorded.results, rng=np.random.default_rng(FIT_SEED), band_nats=BAND_NATS)
+    folders.write(folder, folders.FITS, json.dumps(fitted.to_json(), indent=1, sort_keys=True) + "\n")
+    folders.write(folder, folders.LOSSES, losses_csv(recorded.results))
+    return fitted, recorded
+
+
+def losses_csv(results: Iterable[TrialResult]) -> str:
+    """Every loss with what gave it and no times: two runs of one spec on one machine give the same bytes."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["trial_id", "optimizer", "width", "seed", "lr", "status", "validation_loss", "diverged_step"])
+    for r in results:
+        run = r.trial.run
+        identity = [r.trial_id, run.optimizer.name, run.model.width, run.seed, repr(run.hparams.lr)]
+        loss = "" if r.validation_loss is None else repr(r.validation_loss)
+        writer.writerow([*identity, r.status.value, loss, "" if r.diverged_step is None else r.diverged_step])
+    return out.getvalue()
+
+
+def digest(results: Iterable[TrialResult]) -> str:
+    """Hex SHA-256 over every trial id with its loss (null if it diverged), in the order of the ids."""
+    losses = {result.trial_id: result.validation_loss for result in results}
+    return hashlib.sha256(canonical_json(losses).encode()).hexdigest()
+
+
+def transfer(folder: Path, target: TargetSpec) -> "TransferPlan":
+    """Fit, plan for the target, and write plan.json."""
+    from transfer.make_plan import make_plan
+    from transfer.plan import PLAN_JSON
+
+    spec = folders.read_spec(folder)
+    check_target(target, spec)
+    fitted, recorded = fit(folder)
+    plan = make_plan(spec, target, fitted, digest=digest(recorded.results))
+    folders.write(folder, folders.TARGET, target.text)
+    folders.write(folder, folders.PLAN, PLAN_JSON.dump_json(plan, indent=1).decode() + "\n")
+    return plan
+
+
+def verify(plan: "TransferPlan", folder: Path, execution: Execution) -> "Verification":
+    """Train the target at the planned lr and one octave either side; write verification.json."""
+    from transfer import verification
+
+    spec, target = folders.read_spec(folder), folders.read_target(folder)
+    fingerprint = load_tokens(spec).fingerprint
+    trials = verification.verification_trials(plan, fingerprint, target.seeds)
+    title = f"target width {plan.target_width}"
+    outcome = run_trials(trials, ResultStore(folder.resolve()), spec, execution, title=title)
+    verified = verification.verify(plan, outcome.results, fingerprint, target.seeds)
+    text = verification.VERIFICATION_JSON.dump_json(verified, indent=1).decode() + "\n"
+    folders.write(folder, folders.VERIFICATION, text)
+    return verified
+
+
+def prepare(spec: SweepSpec, folder: Path, *, fresh: bool, gate: bool) -> tuple[ResultStore, tuple[Trial, ...]]:
+    """Make the folder this sweep's, or find that it is, before anything else is written there; then the gate.
+
+    Raises:
+        DataError, StoreError: the data cannot be read, or the folder holds another sweep; nothing was changed.
+        GateError: the coordinate check failed (with `gate`).
+    """
+    trials = plan_trials(spec, load_tokens(spec).fingerprint)
+    store = ResultStore(folder.resolve())
+    if fresh and (aside := store.set_aside_folder()):
+        say(f"moved the earlier results to {aside.name}")
+    store.bind(name=spec.name, spec_text=spec.text, planned_ids=[trial.trial_id for trial in trials])
+    folders.write_origin(folder, spec)
+    if gate:
+        run_gate(spec, folder).refuse_failure()
+    return store, trials

@@ -1,0 +1,115 @@
+"""The transfer plan: what to train the target with, what to expect, and what to doubt.
+
+A plan is a pure function of a sweep's fits, its spec and the target. `plan.json` is this module's `TransferPlan`
+as JSON; `plan.schema.json` beside this file documents every field.
+"""
+
+from dataclasses import dataclass
+
+from pydantic import ConfigDict, TypeAdapter
+
+from analysis.interval import Interval
+from analysis.surface import Setting
+from proxy_models.config import RunConfig
+from proxy_models.parametrization import Role, WidthRule
+
+SCHEMA_VERSION = 1
+
+
+# The strings below the fields become the descriptions in plan.schema.json.
+DOCUMENTED = ConfigDict(use_attribute_docstrings=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """A value with a central interval."""
+
+    __pydantic_config__ = DOCUMENTED
+    value: float
+    """Best estimate."""
+    interval: Interval | None
+    """Central interval at its `level`; null where the data give none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolePlan:
+    """What one role of parameters gets at the target."""
+
+    __pydantic_config__ = DOCUMENTED
+    role: Role
+    """What the parameters do: embedding, hidden, readout or vector."""
+    effective_lr: float
+    """Peak learning rate, after the width rules and the role's ratio."""
+    weight_decay: float
+    """Decoupled: W <- W - effective_lr * weight_decay * W."""
+    init: str
+    """How to draw the initial entries, in words."""
+    init_std: float | None
+    """Standard deviation of the initial entries where one number holds for the whole role, otherwise null."""
+    forward_multiplier: float
+    """Factor on the layer's output."""
+    adam_eps: float
+    """Adam's eps after the width rules; unused where the optimizer does not treat this role with Adam."""
+    rule: WidthRule
+    """Powers of width_mult that gave these numbers."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerPlan:
+    """One optimizer's settings at the target. Losses in nats per token, on the sweep's held-out set."""
+
+    __pydantic_config__ = DOCUMENTED
+    optimizer: str
+    """Its name in the spec."""
+    fixed: tuple[Setting, ...]
+    """The sweep's other axes and the values chosen for them."""
+    run: RunConfig
+    """The whole target run; its hyperparameters are at base width, `roles` has them at the target's."""
+    log2_lr: Estimate
+    """log2 of the learning rate expected to be optimal at the target, at base width; the plan takes its value."""
+    rests_on: str
+    """What the learning rate was extrapolated from, in words."""
+    roles: tuple[RolePlan, ...]
+    """Settings of every role that the model has."""
+    expected_loss: Estimate | None
+    """At the planned learning rate, by the loss law over widths; null where none could be fitted."""
+    expected_excess_loss: Estimate | None
+    """Over the loss at the target's own optimum: the price of not knowing it exactly."""
+    caveats: tuple[str, ...]
+    """Reasons to doubt the plan, each with what to do."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TransferPlan:
+    """One plan for every optimizer of a sweep that could be fitted."""
+
+    __pydantic_config__ = DOCUMENTED
+    schema_version: int
+    """Of this document."""
+    sweep: str
+    """Name of the sweep."""
+    target_width: int
+    """Width of the target's residual stream."""
+    width_mult: float
+    """Target width over base width."""
+    n_params: int
+    """The target's non-embedding parameters."""
+    train_flops: float
+    """Model FLOPs of the target's whole run."""
+    train_bytes: int
+    """Peak bytes of the target's run in float32; the largest of the optimizers."""
+    optimizers: tuple[OptimizerPlan, ...]
+    """In the spec's order."""
+    not_planned: tuple[tuple[str, str], ...]
+    """Optimizers without a plan, each with the reason."""
+    inputs_digest: str
+    """SHA-256 over the trial ids and losses that the fits saw."""
+
+
+PLAN_JSON: TypeAdapter[TransferPlan] = TypeAdapter(TransferPlan)
+
+
+if __name__ == "__main__":
+    import json
+
+    print(json.dumps(PLAN_JSON.json_schema(), indent=1, sort_keys=True))

@@ -1,0 +1,209 @@
+"""The report: one self-contained page, the same in Markdown, and every figure as SVG and PNG."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from analysis import figures
+from analysis.fit import SweepFit
+from analysis.surface import Series
+from sweeps.spec import SweepSpec
+from sweeps.trial import TrialResult
+from transfer import folder as folders
+from transfer import pipeline, report_text
+from transfer.console import say
+from transfer.gate import read_check
+from transfer.plan import OptimizerPlan, TransferPlan
+from transfer.verification import OptimizerVerification, Verification
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from proxy_models.coord_check import CoordCheck
+
+REPORT = "report"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drawn:
+    """A figure, the section it belongs to, and what a reader should see in it."""
+
+    section: str
+    stem: str
+    caption: str
+    figure: "Figure"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Material:
+    """All that a report is made of, read from one results folder."""
+
+    spec: SweepSpec
+    planned: int
+    results: tuple[TrialResult, ...]
+    target_results: tuple[TrialResult, ...]
+    fit: SweepFit
+    plan: TransferPlan | None
+    verification: Verification | None
+    check: "CoordCheck | None"
+
+
+def write_report(folder: Path) -> Path:
+    """Write report/ from what the folder holds, and return the page. Fits anew; plans and trains nothing.
+
+    Raises:
+        FitError, FolderError: no results yet, or no sweep.
+    """
+    material = read_material(folder)
+    out = folder / REPORT
+    drawn = tuple(draw(material))
+    svgs = {d.stem: figures.save(d.figure, out, d.stem) for d in drawn}
+    data = pipeline.load_tokens(material.spec)
+    context = {
+        **text_context(material, data.description, folders.read_times(folder)),
+        "figures": [
+            {"section": d.section, "stem": d.stem, "caption": d.caption, "svg": inline_svg(svgs[d.stem].read_text())}
+            for d in drawn
+        ],
+    }
+    for name, template, autoescape in (("index.html", "report.html.j2", True), ("report.md", "report.md.j2", False)):
+        folders.write(out, name, _environment(autoescape=autoescape).get_template(template).render(context))
+    return out / "index.html"
+
+
+def read_material(folder: Path) -> Material:
+    """Read a results folder; a plan or verification of other results than these is left out, and said so."""
+    spec = folders.read_spec(folder)
+    fit, recorded = pipeline.fit(folder)
+    plan = folders.read_plan(folder / folders.PLAN) if (folder / folders.PLAN).is_file() else None
+    if plan is not None and plan.inputs_digest != pipeline.digest(recorded.results):
+        say(f"{folder / folders.PLAN} was made from other results than these: left out. Run `mutransfer transfer`.")
+        plan = None
+    return Material(
+        spec=spec,
+        planned=len(recorded.planned),
+        results=recorded.results,
+        target_results=recorded.others,
+        fit=fit,
+        plan=plan,
+        verification=None if plan is None else _verification_of(plan, folder),
+        check=read_check(folder),
+    )
+
+
+def _verification_of(plan: TransferPlan, folder: Path) -> Verification | None:
+    """The folder's verification if it is of this plan."""
+    verification = folders.read_verification(folder)
+    if verification is not None and not verification.is_of(plan):
+        say(f"{folder / folders.VERIFICATION} is of another plan than this: left out. Run `mutransfer verify`.")
+        return None
+    return verification
+
+
+def text_context(material: Material, data_description: str, seconds: dict[str, float]) -> dict[str, Any]:
+    """Everything the templates need but figures."""
+    plan, verification, fit, check = material.plan, material.verification, material.fit, material.check
+    return {
+        "sweep": material.spec.name,
+        "target_width": plan.target_width if plan else None,
+        "level": f"{fit.level:.0%}",
+        "summary": report_text.summary(material.results, material.planned, fit),
+        "headline": list(report_text.headline(plan, verification)),
+        "headline_table": report_text.headline_table(plan, verification),
+        "optima_table": report_text.optima_table(fit),
+        "drift_lines": list(report_text.drift_lines(fit)),
+        "plan_tables": report_text.plan_sections(plan),
+        "not_planned": plan.not_planned if plan else (),
+        "verification_table": report_text.verification_table(verification),
+        "check_lines": list(report_text.check_lines(check, material.spec.run.parametrization)),
+        "check_table": report_text.check_table(check),
+        "flags": report_text.flags(fit),
+        "provenance_table": report_text.provenance_table(
+            material.results, material.target_results, data_description, seconds
+        ),
+        "spec_text": material.spec.text,
+    }
+
+
+def draw(material: Material) -> Iterable[Drawn]:
+    """Every figure that this material has the data for."""
+    fit, targets = material.fit, figure_targets(material.plan, material.verification)
+    yield Drawn(
+        section="loss",
+        stem="loss_against_lr",
+        caption="Validation loss against the learning rate at base width. Each width's optimum is marked with its "
+        f"{fit.level:.0%} interval; the vertical line is the plan for the target.",
+        figure=figures.loss_against_lr(fit, targets),
+    )
+    yield Drawn(
+        section="drift",
+        stem="drift",
+        caption="The optimal learning rate, at base width, against width. Flat is what transfer needs.",
+        figure=figures.drift(fit, targets),
+    )
+    yield Drawn(
+        section="drift",
+        stem="loss_against_width",
+        caption="Loss at the fitted optimum against width, the laws through it, and the target's expected loss.",
+        figure=figures.loss_against_width(fit, targets),
+    )
+    if material.verification is not None:
+        yield Drawn(
+            section="measured",
+            stem="predicted_against_measured",
+            caption="The target: expected loss with its interval beside what was measured, and what missing the "
+            "planned learning rate by an octave costs.",
+            figure=figures.predicted_against_measured(targets),
+        )
+    if material.check is not None:
+        yield Drawn(
+            section="check",
+            stem="coordinate_check",
+            caption="Root mean square of every activation against width, after the last step of the check.",
+            figure=figures.coordinate_check(material.check.points),
+        )
+    yield Drawn(
+        section="curves",
+        stem="loss_curves",
+        caption="Smoothed training loss at the best learning rate tried, every seed.",
+        figure=figures.loss_curves(material.results),
+    )
+
+
+def figure_targets(plan: TransferPlan | None, verification: Verification | None) -> tuple[figures.Target, ...]:
+    """The plan, and what was measured, as figures take them."""
+    if plan is None:
+        return ()
+    measured = verification.by_optimizer() if verification else {}
+    return tuple(_figure_target(p, plan.target_width, measured.get(p.optimizer)) for p in plan.optimizers)
+
+
+def _figure_target(plan: OptimizerPlan, width: int, measured: OptimizerVerification | None) -> figures.Target:
+    loss = plan.expected_loss
+    return figures.Target(
+        series=Series(plan.optimizer, plan.fixed),
+        width=width,
+        log2_value=plan.log2_lr.value,
+        interval=plan.log2_lr.interval,
+        loss=None if loss is None else loss.value,
+        loss_interval=None if loss is None else loss.interval,
+        measured=tuple(
+            figures.MeasuredPoint(log2_value=math.log2(point.lr), losses=point.losses)
+            for point in (measured.measured if measured else ())
+        ),
+    )
+
+
+def inline_svg(text: str) -> str:
+    """The <svg> element of a file, without the XML declaration that a page must not hold."""
+    return text[text.index("<svg") :]
+
+
+def _environment(*, autoescape: bool) -> Environment:
+    return Environment(
+        loader=PackageLoader("transfer"), autoescape=autoescape, undefined=StrictUndefined, keep_trailing_newline=True
+    )

@@ -1,0 +1,42 @@
+"""From a spec to a report, and where the time went."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from sweeps.spec import check_target, load_spec, load_target
+from transfer import folder as folders
+from transfer.console import duration, say
+from transfer.execution import Execution
+from transfer.pipeline import default_folder, prepare, run_prepared, transfer, verify
+from transfer.report import write_report
+
+T = TypeVar("T")
+
+
+def run_all(
+    spec_file: Path, target_file: Path, folder: Path | None, execution: Execution, *, fresh: bool, gate: bool
+) -> Path:
+    """From a spec to a report: sweep, transfer, verify, report. Prints where the time went; returns the report."""
+    spec, target = load_spec(spec_file), load_target(target_file)
+    check_target(target, spec)
+    out = folder or default_folder(spec)
+    seconds: dict[str, float] = {}
+
+    def timed(stage: str, work: Callable[[], T]) -> T:
+        start = time.monotonic()
+        value = work()
+        seconds[stage] = time.monotonic() - start
+        folders.write(out, folders.TIMES, json.dumps(seconds, indent=1) + "\n")
+        return value
+
+    store, trials = timed("coordinate check", lambda: prepare(spec, out, fresh=fresh, gate=gate))
+    timed("sweep", lambda: run_prepared(spec, store, trials, execution))
+    plan = timed("fit and plan", lambda: transfer(out, target))
+    timed("target runs", lambda: verify(plan, out, execution))
+    report = timed("report", lambda: write_report(out))
+    say("where the time went: " + ", ".join(f"{stage} {duration(s)}" for stage, s in seconds.items()))
+    say(f"total: {duration(sum(seconds.values()))}")
+    return report

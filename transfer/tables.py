@@ -1,0 +1,185 @@
+"""What commands print: tables for people, on stdout."""
+
+import math
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from transfer.console import duration, emit_json
+
+if TYPE_CHECKING:
+    from analysis.fit import SweepFit
+    from analysis.interval import Interval
+    from transfer.costs import Cost
+    from transfer.gate import Gate
+    from transfer.pipeline import Status
+    from transfer.plan import Estimate, TransferPlan
+    from transfer.verification import Verification
+
+
+WIDTH = 120  # columns, where stdout is no terminal that knows its own
+
+
+def _print(table: Table) -> None:
+    Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH).print(table)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="", box=SIMPLE_HEAD)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    return table
+
+
+def power_of_two(log2_value: float) -> str:
+    """0.0221 (2^-5.50): a learning rate as people write it and as the fits see it."""
+    return f"{2.0**log2_value:.3g} (2^{log2_value:.2f})"
+
+
+def estimate(value: "Estimate | None", digits: int = 3) -> str:
+    """2.041 [2.010, 2.078], or a hyphen."""
+    if value is None:
+        return "-"
+    return f"{value.value:.{digits}f}" + interval(value.interval, digits)
+
+
+def interval(value: "Interval | None", digits: int) -> str:
+    """` [low, high]`, or nothing."""
+    return f" [{value.low:.{digits}f}, {value.high:.{digits}f}]" if value else ""
+
+
+def flops(value: float) -> str:
+    """3.2e14, in FLOPs."""
+    return f"{value:.2e}"
+
+
+def size(value: float) -> str:
+    """Bytes as 12 MB or 3.4 GB."""
+    return f"{value / 1e9:.1f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"
+
+
+def show_costs(sweep: str, costs: "Sequence[Cost]") -> None:
+    table = _table(f"sweep {sweep}", "optimizer", "width", "trials", "FLOPs", "memory a trial", "time on one core")
+    for cost in costs:
+        row = (str(cost.width), str(cost.trials), flops(cost.flops), size(cost.bytes), duration(cost.seconds))
+        table.add_row(cost.optimizer, *row)
+    table.add_section()
+    total = sum(cost.seconds for cost in costs)
+    table.add_row(
+        "all",
+        "",
+        str(sum(cost.trials for cost in costs)),
+        flops(sum(cost.flops for cost in costs)),
+        "",
+        duration(total),
+    )
+    _print(table)
+    print(f"Time was measured over three steps of each kind of trial, here and now. With 2 workers about "
+          f"{duration(total / 2)}, validation and start-up apart.")  # fmt: skip
+
+
+def gate_json(gate: "Gate") -> dict[str, Any]:
+    """Slopes that are not a number (an activation that overflowed) become null."""
+    return {
+        "schema_version": 1,
+        "parametrization": gate.parametrization,
+        "passed": gate.passed,
+        "tolerance": gate.check.tolerance,
+        "slopes": [
+            {field: getattr(slope, field) for field in ("optimizer", "parametrization", "tap", "step")}
+            | {"slope": slope.slope if math.isfinite(slope.slope) else None}
+            for slope in gate.check.slopes
+        ],
+    }
+
+
+def show_gate(gate: "Gate") -> None:
+    """Every slope under the spec's parametrization, step by step; then the verdicts, and the contrast's."""
+    slopes = [slope for slope in gate.check.slopes if slope.parametrization == gate.parametrization]
+    by_place = {(slope.tap, slope.optimizer, slope.step): slope.slope for slope in slopes}
+    optimizers, steps = dict.fromkeys(s.optimizer for s in slopes), sorted({s.step for s in slopes})
+    widths = ", ".join(str(width) for width in sorted({point.width for point in gate.check.points}))
+    for optimizer in optimizers:
+        title = f"{optimizer}, {gate.parametrization}: d log RMS(activation) / d log width over widths {widths}"
+        table = _table(title, "activation", *("at the start" if step == 0 else f"step {step}" for step in steps))
+        for tap in dict.fromkeys(slope.tap for slope in slopes):
+            cells = (by_place.get((tap, optimizer, step)) for step in steps)
+            table.add_row(tap, *("-" if slope is None else f"{slope:+.2f}" for slope in cells))
+        _print(table)
+    for optimizer, parametrization in dict.fromkeys((s.optimizer, s.parametrization) for s in gate.check.slopes):
+        failures = [s for s in gate.check.failures(parametrization) if s.optimizer == optimizer]
+        steepest = "".join(f", steepest {s.tap} {s.slope:+.2f} after {s.step} steps" for s in failures[:1])
+        flat = f"{len(failures)} activations not flat" if failures else "flat"
+        print(f"{optimizer}, {parametrization}: {flat}{steepest}")
+    verdict = "passed" if gate.passed else "FAILED"
+    cached = ", from an earlier run of the same check" if gate.from_cache else ""
+    print(f"coordinate check {verdict} under '{gate.parametrization}' (tolerance {gate.check.tolerance:g}{cached})")
+
+
+def show_status(status: "Status", *, as_json: bool) -> None:
+    if as_json:
+        emit_json(status.to_json())
+        return
+    table = _table(f"sweep {status.sweep}", "trials", "")
+    for name in ("planned", "completed", "diverged", "missing"):
+        table.add_row(name, str(getattr(status, name)))
+    if status.failed_attempts:
+        table.add_row("missing, with a recorded failure", str(status.failed_attempts))
+    table.add_row("training time, all workers", duration(status.train_seconds))
+    _print(table)
+
+
+def show_fit(fit: "SweepFit") -> None:
+    table = _table("optima", "optimizer", "width", "lr", "90% interval, log2", "loss", "nats/octave²", "flags")
+    for o in fit.optima:
+        flags = ", ".join(flag.value for flag in o.flags)
+        low_high = interval(o.interval, 2).strip() or "-"
+        row = (str(o.width), power_of_two(o.log2_value), low_high, f"{o.loss:.3f}", f"{o.curvature:.3f}", flags)
+        table.add_row(str(o.series), *row)
+    _print(table)
+    for drift in fit.drifts:
+        print(f"{drift.optimizer}: the optimum drifts by {drift.slope:+.2f}{interval(drift.slope_interval, 2)} octaves "
+              f"an octave of width, {'resolved' if drift.resolved else 'not resolved from 0'}; "
+              f"range {drift.range_octaves:.2f} octaves")  # fmt: skip
+    for skipped in fit.skipped:
+        where = "" if skipped.width is None else f" at width {skipped.width}"
+        print(f"{skipped.optimizer}{where}: no {skipped.what}: {skipped.reason}")
+
+
+def show_plan(plan: "TransferPlan") -> None:
+    print(f"plan for width {plan.target_width} ({plan.width_mult:g} x base width), {plan.n_params:,} non-embedding "
+          f"parameters, {flops(plan.train_flops)} FLOPs")  # fmt: skip
+    for optimizer in plan.optimizers:
+        title = (
+            f"{optimizer.optimizer}: lr {power_of_two(optimizer.log2_lr.value)} at base width, "
+            f"expected loss {estimate(optimizer.expected_loss)}, "
+            f"expected excess {estimate(optimizer.expected_excess_loss)}"
+        )
+        table = _table(title, "role", "effective lr", "weight decay", "init", "forward multiplier")
+        for role in optimizer.roles:
+            row = (f"{role.effective_lr:.4g}", f"{role.weight_decay:g}", role.init, f"{role.forward_multiplier:g}")
+            table.add_row(role.role.value, *row)
+        _print(table)
+        print(f"  rests on {optimizer.rests_on}")
+        for caveat in optimizer.caveats:
+            print(f"  caveat: {caveat}")
+    for name, why in plan.not_planned:
+        print(f"{name}: not planned: {why}")
+
+
+def show_verification(verified: "Verification") -> None:
+    table = _table(
+        f"measured at width {verified.target_width}",
+        "optimizer", "lr x 1/2", "planned lr", "lr x 2", "optimum", "excess over the best", "in predicted interval",
+    )  # fmt: skip
+    for optimizer in verified.optimizers:
+        losses = ["diverged" if point.mean_loss is None else f"{point.mean_loss:.3f}" for point in optimizer.measured]
+        excess = "-" if optimizer.excess_loss is None else f"{optimizer.excess_loss:.3f} nats"
+        inside = {True: "yes", False: "no", None: "-"}[optimizer.in_interval]
+        optimum = "-" if optimizer.log2_optimum is None else f"2^{optimizer.log2_optimum:.2f}"
+        table.add_row(optimizer.optimizer, *losses, optimum, excess, inside)
+    _print(table)

@@ -1,0 +1,112 @@
+"""One optimizer step over many same-shaped matrices: ours, stacked, against torch.optim, interleaved medians.
+
+`python benchmarks/optimizer_step.py` prints one JSON document. torch.optim.Muon loops over parameters and always
+iterates in bfloat16; `torch_float32` is the same loop with its iteration in float32, so the same work as ours.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from proxy_models.config import HParams, ModelConfig, RunConfig
+from proxy_models.optimizer_config import AdamW, Muon, OptimizerConfig
+from proxy_models.optimizers import Optimizer
+from proxy_models.parametrization import Role
+from proxy_models.stacks import Stack
+
+CASES = ((96, 32, 32), (96, 64, 64), (48, 64, 256), (48, 128, 128), (12, 256, 256))
+REPETITIONS = 15
+ONE = torch.ones(1)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    rows = []
+    for count, fan_out, fan_in in CASES:
+        gradients = torch.randn(count, fan_out, fan_in, generator=torch.Generator().manual_seed(0))
+        muon, theirs = ours_step(Muon(), gradients), torch_muon_step(gradients)
+        works = {
+            "muon": muon,
+            "torch_muon": theirs,
+            "torch_muon_float32": lambda step=theirs: in_float32(step),
+            "adamw": ours_step(AdamW(), gradients),
+            "torch_adamw": torch_adamw_step(gradients),
+        }
+        ms = {name: 1e3 * seconds for name, seconds in timed(works).items()}
+        rows.append(
+            {
+                "matrices": f"{count} x {fan_out} x {fan_in}",
+                "ms": ms,
+                "torch_muon_over_ours": ms["torch_muon"] / ms["muon"],
+                "torch_muon_float32_over_ours": ms["torch_muon_float32"] / ms["muon"],
+                "our_adamw_over_torch": ms["adamw"] / ms["torch_adamw"],
+            }
+        )
+    print(json.dumps({"benchmark": "optimizer_step", "torch": torch.__version__, "rows": rows}, indent=1))
+
+
+def timed(works: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Median seconds of each, run in turns after two of each to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for repetition in range(REPETITIONS + 2):
+        for name, work in works.items():
+            start = time.perf_counter()
+            work()
+            if repetition >= 2:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def ours_step(optimizer: OptimizerConfig, gradients: Tensor) -> Callable[[], object]:
+    """A step over one HIDDEN stack of all the matrices."""
+    count, fan_out, fan_in = gradients.shape
+    run = RunConfig(
+        model=ModelConfig(width=64),
+        optimizer=optimizer,
+        hparams=HParams(lr=0.01, weight_decay=0.1, clip_norm=None),
+        base_width=64,
+        train_tokens=1024,
+        validation_tokens=1024,
+        seed=0,
+    )
+    stack = Stack(role=Role.HIDDEN, shape=(fan_out, fan_in), names=tuple(map(str, range(count))))
+    stepper = Optimizer([stack], [torch.zeros(1, *gradients.shape)], [run])
+    return lambda: stepper.step([gradients[None]], ONE)
+
+
+def torch_muon_step(gradients: Tensor) -> Callable[[], object]:
+    parameters = _parameters(gradients)
+    return torch.optim.Muon(parameters, lr=0.01, weight_decay=0.1).step
+
+
+def torch_adamw_step(gradients: Tensor) -> Callable[[], object]:
+    return torch.optim.AdamW(_parameters(gradients), lr=0.01, weight_decay=0.1, foreach=True).step
+
+
+def _parameters(gradients: Tensor) -> list[torch.nn.Parameter]:
+    parameters = [torch.nn.Parameter(torch.zeros_like(gradient)) for gradient in gradients]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient.clone()
+    return parameters
+
+
+@contextmanager
+def _bfloat16_is_float32() -> Iterator[None]:
+    """torch.optim.Muon casts with Tensor.bfloat16 and offers no choice."""
+    with mock.patch.object(torch.Tensor, "bfloat16", lambda self: self):
+        yield
+
+
+def in_float32(step: Callable[[], object]) -> None:
+    with _bfloat16_is_float32():
+        step()
+
+
+if __name__ == "__main__":
+    main()

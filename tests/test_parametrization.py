@@ -1,0 +1,112 @@
+"""The table against rules written out by hand, and what training makes of them."""
+
+import pytest
+
+from proxy_models.checks import ConfigError
+from proxy_models.optimizer_config import SGD, AdamW, Muon, OptimizerConfig, Scale, SignSGD
+from proxy_models.parametrization import RULES, Role, init_std_of, refuse_overshooting_decay, scale_role
+from tests.proxy_helpers import tiny_run
+
+M = 4.0  # width 64 over base width 16
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "hidden_lr"),
+    [
+        (AdamW(), 1 / M),
+        (Scale(), 1 / M),
+        (Muon(), 1.0),
+        (Muon(shape_factor="max1"), 1.0),
+        (Muon(shape_factor="rms_match"), M**-0.5),
+        (Muon(shape_factor="rms_match", width_rule="adamw"), 1 / M),
+    ],
+)
+def test_mup_learning_rates(optimizer: OptimizerConfig, hidden_lr: float) -> None:
+    ratios = {"embedding_lr_ratio": 3.0, "readout_lr_ratio": 0.5, "vector_lr_ratio": 7.0}
+    run = tiny_run(optimizer=optimizer, width=64, hparams={"lr": 0.02, **ratios})
+    effective = {role: scale_role(run, role).effective_lr for role in Role}
+    assert effective == {
+        Role.EMBEDDING: pytest.approx(0.06),
+        Role.HIDDEN: pytest.approx(0.02 * hidden_lr),
+        Role.READOUT: pytest.approx(0.01),
+        Role.VECTOR: pytest.approx(0.14),
+    }
+
+
+def test_scale_in_the_papers_norm_moves_as_far_as_in_the_codes() -> None:
+    """lr times the size of a unit's update: equal at every width once equal at base width."""
+    ratios = []
+    for width in (16, 64):
+        rms, l2 = (tiny_run(optimizer=Scale(unit_norm=norm), width=width) for norm in ("rms", "l2"))
+        for role, fan_in in ((Role.HIDDEN, 3 * width), (Role.READOUT, width)):
+            moved = scale_role(l2, role).effective_lr / fan_in**0.5 / scale_role(rms, role).effective_lr
+            ratios.append((role, round(moved, 9)))
+    assert ratios[:2] == ratios[2:]
+
+
+def test_mup_multipliers_and_inits() -> None:
+    run = tiny_run(width=64, hparams={"hidden_init_gain": 1.5, "embedding_init_std": 0.3, "readout_init_gain": 2.0})
+    assert scale_role(run, Role.READOUT).forward_multiplier == pytest.approx(1 / M)
+    assert {scale_role(run, role).forward_multiplier for role in Role if role is not Role.READOUT} == {1.0}
+    assert init_std_of(run, Role.HIDDEN, fan_in=192) == pytest.approx(1.5 * 192**-0.5)
+    assert init_std_of(run, Role.EMBEDDING, fan_in=64) == pytest.approx(0.3)
+    assert init_std_of(run, Role.READOUT, fan_in=64) == pytest.approx(2.0 * 16**-0.5)  # as at base width
+    assert init_std_of(run, Role.VECTOR, fan_in=64) == 0.0
+
+
+def test_standard_changes_only_fan_in_initialization() -> None:
+    run = tiny_run(width=64, parametrization="standard", hparams={"lr": 0.02, "readout_init_gain": 2.0})
+    for role in Role:
+        assert scale_role(run, role).effective_lr == 0.02
+        assert scale_role(run, role).forward_multiplier == 1.0
+    assert init_std_of(run, Role.READOUT, fan_in=64) == pytest.approx(2.0 * 64**-0.5)
+
+
+@pytest.mark.parametrize(
+    "rule", ["adamw", "muon", "muon_rms_match", "muon_as_adamw", "scale", "scale_l2", "sgd", "sign_sgd"]
+)
+def test_parametrizations_coincide_at_base_width(rule: str) -> None:
+    for parametrization in ("standard", "mup"):
+        assert set(RULES[parametrization, rule]) == set(Role)
+    optimizer = {
+        "adamw": AdamW(),
+        "scale": Scale(),
+        "scale_l2": Scale(unit_norm="l2"),
+        "sgd": SGD(),
+        "sign_sgd": SignSGD(),
+        "muon": Muon(),
+        "muon_rms_match": Muon(shape_factor="rms_match"),
+        "muon_as_adamw": Muon(width_rule="adamw"),
+    }
+    mup, standard = (
+        tiny_run(optimizer=optimizer[rule], parametrization=parametrization, hparams={"readout_init_gain": 1.3})
+        for parametrization in ("mup", "standard")
+    )
+    for role in Role:
+        assert scale_role(mup, role) == scale_role(standard, role)
+
+
+@pytest.mark.parametrize(("invariant", "expected"), [("lr_wd", 0.4), ("timescale", 0.4), ("none", 0.1)])
+def test_weight_decay_invariant(invariant: str, expected: float) -> None:
+    run = tiny_run(width=64, weight_decay_invariant=invariant, hparams={"weight_decay": 0.1})
+    hidden = scale_role(run, Role.HIDDEN)
+    assert hidden.effective_weight_decay == pytest.approx(expected)
+    assert scale_role(run, Role.EMBEDDING).effective_weight_decay == pytest.approx(0.1)
+    assert scale_role(run, Role.VECTOR).effective_weight_decay == 0.0
+    if invariant != "none":
+        assert hidden.effective_lr * hidden.effective_weight_decay == pytest.approx(0.01 * 0.1)
+
+
+def test_adam_eps_follows_the_gradient() -> None:
+    run = tiny_run(width=64, hparams={"eps": 1e-6})
+    assert [scale_role(run, role).effective_eps for role in Role] == pytest.approx([1e-6 / M] * 4)
+
+
+def test_weight_decay_that_turns_a_weights_sign_is_refused() -> None:
+    """lr * weight_decay does not change with width under lr_wd; the readout's ratio makes it the first to overshoot."""
+    hparams = {"lr": 0.25, "readout_lr_ratio": 4.0}
+    refuse_overshooting_decay(tiny_run(width=64, hparams={**hparams, "weight_decay": 1.0}))
+    with pytest.raises(
+        ConfigError, match=r"weight_decay times .* readout must be at most 1 .* got 1\.5 .* at most 1 here"
+    ):
+        refuse_overshooting_decay(tiny_run(width=64, hparams={**hparams, "weight_decay": 1.5}))

@@ -113,12 +113,20 @@ def test_what_is_not_there_is_named(
     assert "Traceback" not in result.stderr
 
 
-def test_options_that_contradict_each_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--backend", "slurm"), "must be 'ray' or 'local', got 'slurm'"),
+        (("--backend", "local", "--address", "auto"), "local uses no Ray"),
+        (("--backend", "local", "--workers", "3"), "must be 1 with --backend local, which is one process, got 3"),
+        (("--address", "ray://head:10001"), "must not be a Ray Client's, got ray://head:10001"),
+    ],
+)
+def test_options_that_contradict_each_other(tmp_path: Path, options: tuple[str, ...], message: str) -> None:
     spec, _ = write_tiny(tmp_path)
-    result = invoke("sweep", spec, "--backend", "slurm")
-    assert (result.exit_code, "must be 'ray' or 'local', got 'slurm'" in result.stderr) == (2, True)
-    result = invoke("sweep", spec, "--backend", "local", "--address", "auto")
-    assert (result.exit_code, "local uses no Ray" in result.stderr) == (2, True)
+    result = invoke("sweep", spec, "--out", tmp_path / "out", *options)
+    assert (result.exit_code, message in result.stderr) == (2, True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_plan_prints_costs_as_a_table_or_json(tmp_path: Path) -> None:

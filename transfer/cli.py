@@ -241,4 +241,11 @@ def _execution(backend: str, workers: int | None, address: str | None) -> "Execu
         raise SpecError(f"--backend must be 'ray' or 'local', got {backend!r}.")
     if backend == "local" and address is not None:
         raise SpecError("--address is a Ray cluster's, and --backend local uses no Ray. Remove one of the two.")
+    if backend == "local" and workers not in (None, 1):
+        raise SpecError(f"--workers must be 1 with --backend local, which is one process, got {workers}. Or use ray.")
+    if address is not None and address.startswith("ray://"):
+        raise SpecError(
+            f"--address must not be a Ray Client's, got {address}: Ray Tune does not work well through it. Run this "
+            "command on the cluster with --address auto."
+        )
     return Execution(backend=backend, workers=workers, address=address)  # type: ignore[arg-type]

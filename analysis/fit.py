@@ -12,7 +12,7 @@ from analysis.interval import FitError
 from analysis.loss_law import LossLaw, fit_loss_law
 from analysis.optimum import Optimum, fit_optimum
 from analysis.points import Points, points_near_lowest
-from analysis.surface import Series, Setting, Surface, surfaces
+from analysis.surface import NO_LABELS, Labels, Series, Setting, Surface, surfaces
 from sweeps.trial import TrialResult
 
 SCHEMA_VERSION = 1
@@ -82,6 +82,7 @@ def fit_sweep(
     band_nats: float = 0.05,
     n_bootstrap: int = 500,
     level: float = 0.9,
+    labels: Labels = NO_LABELS,
 ) -> SweepFit:
     """Fit every surface of a sweep, then what moves with width. What cannot be fitted is in `skipped`.
 
@@ -91,7 +92,7 @@ def fit_sweep(
     Raises:
         FitError: no trial has a result, or `hp` is not a positive hyperparameter.
     """
-    built = surfaces(results, hp)
+    built = surfaces(results, hp, labels)
     if not built:
         raise FitError("no trial has a result yet; run the sweep first")
     seed = int(rng.integers(2**63))

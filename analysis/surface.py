@@ -6,12 +6,18 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from analysis.interval import FitError
 from sweeps.trial import TrialResult, TrialStatus
 
 Setting = tuple[str, Any]  # a field's name and its value: a number, a word, or None
+
+
+Labels = Mapping[str, str]  # trial id -> what the sweep calls its optimizer
+NO_LABELS: Labels = MappingProxyType({})
+_LABEL = "label"  # a field of its own beside those of `fields_of`
 
 
 class Series(NamedTuple):
@@ -92,10 +98,11 @@ class Surface:
         return Series(self.optimizer, self.fixed)
 
 
-def surfaces(results: Iterable[TrialResult], hp: str = "lr") -> tuple[Surface, ...]:
+def surfaces(results: Iterable[TrialResult], hp: str = "lr", labels: Labels = NO_LABELS) -> tuple[Surface, ...]:
     """One surface for each optimizer, width and setting of whatever else varies at one width.
 
-    FAILED trials are evidence about nothing and count as not run. The order of `results` does not matter.
+    An optimizer is what `labels` calls it. FAILED trials are evidence about nothing and count as not run. The order
+    of `results` does not matter.
 
     Raises:
         FitError: `hp` is no hyperparameter or is not positive, or one trial has two different results.
@@ -103,7 +110,7 @@ def surfaces(results: Iterable[TrialResult], hp: str = "lr") -> tuple[Surface, .
     by_run: dict[_Run, _Cells] = defaultdict(dict)
     for result in results:
         if result.status is not TrialStatus.FAILED:
-            fields = fields_of(result)
+            fields = fields_of(result) | {_LABEL: label_of(result, labels)}
             cell = (_log2(fields.pop(hp, None), hp), fields.pop("seed"))
             _add(by_run[tuple(sorted(fields.items()))], cell, result)
     varying = _varying(by_run)
@@ -118,11 +125,19 @@ _Cells = dict[tuple[float, int], TrialResult]  # by (log2 of hp, seed)
 def fields_of(result: TrialResult) -> dict[str, Any]:
     """All that determines a trial, flat: `lr`, `train_tokens`, `model.depth`, `optimizer.name`."""
     run = result.trial.run.to_dict()
-    flat = {"data": result.trial.data_fingerprint, **run.pop("hparams")}
-    for name, value in run.items():
-        inner = value if isinstance(value, Mapping) else None
-        flat |= {name: value} if inner is None else {f"{name}.{key}": inner[key] for key in inner}
+    return {"data": result.trial.data_fingerprint, **run.pop("hparams"), **_flat(run, "")}
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return flat
+
+
+def label_of(result: TrialResult, labels: Labels) -> str:
+    """What the sweep calls this trial's optimizer; without a label, the optimizer's own name."""
+    return labels.get(result.trial_id, result.trial.run.optimizer.name) if labels else result.trial.run.optimizer.name
 
 
 def _log2(value: object, hp: str) -> float:
@@ -148,7 +163,7 @@ def _varying(runs: Iterable[_Run]) -> Mapping[str, set[str]]:
     values: dict[tuple[str, int, str], set[Any]] = defaultdict(set)
     for run in map(dict, runs):
         for name, value in run.items():
-            values[run["optimizer.name"], run["model.width"], name].add(value)
+            values[run[_LABEL], run["model.width"], name].add(value)
     varying: dict[str, set[str]] = defaultdict(set)
     for (optimizer, _, name), seen in values.items():
         if len(seen) > 1:
@@ -160,10 +175,10 @@ def _surface(run: Mapping[str, Any], cells: _Cells, hp: str, varying: Mapping[st
     log2_values, seeds = (tuple(sorted(set(axis))) for axis in zip(*cells, strict=True))
     grid = [[cells.get((value, seed)) for seed in seeds] for value in log2_values]
     return Surface(
-        optimizer=run["optimizer.name"],
+        optimizer=run[_LABEL],
         width=run["model.width"],
         hp=hp,
-        fixed=tuple((name, run[name]) for name in sorted(varying.get(run["optimizer.name"], ()))),
+        fixed=tuple((name, run[name]) for name in sorted(varying.get(run[_LABEL], ()))),
         log2_values=log2_values,
         seeds=seeds,
         losses=tuple(tuple(cell.validation_loss if cell else None for cell in row) for row in grid),

@@ -17,7 +17,7 @@ from torch import Tensor
 from proxy_models.config import HParams, ModelConfig, RunConfig
 from proxy_models.optimizer_config import AdamW, Muon, OptimizerConfig
 from proxy_models.optimizers import Optimizer
-from proxy_models.parametrization import Role
+from proxy_models.roles import Role
 from proxy_models.stacks import Stack
 
 CASES = ((96, 32, 32), (96, 64, 64), (48, 64, 256), (48, 128, 128), (12, 256, 256))

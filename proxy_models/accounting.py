@@ -1,24 +1,52 @@
 """Parameters, FLOPs and memory of a run from its config alone."""
 
+import math
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from proxy_models.config import ModelConfig, RunConfig
-from proxy_models.optimizer_config import SGD, AdamW, Muon, OptimizerConfig, Scale, SignSGD
-from proxy_models.parametrization import Role
+from proxy_models.optimizer_config import (
+    SGD,
+    AdamW,
+    Apollo,
+    ApolloMini,
+    Dion,
+    Fira,
+    GaLore,
+    MuonAll,
+    NorMuon,
+    OptimizerConfig,
+    Scale,
+    SignSGD,
+    Switch,
+)
+from proxy_models.roles import Role
 
 _FLOAT_BYTES = 4
 
 
-def parameter_counts(model: ModelConfig) -> Mapping[Role, int]:
-    """Number of parameters in each role."""
-    width, mlp_width, table = model.width, model.mlp_width, model.vocab_size * model.width
-    mlp_matrices = 3 if model.mlp == "swiglu" else 2
-    block_vectors = 2 * width + (2 * model.head_dim if model.qk_norm else 0)
+def parameter_shapes(model: ModelConfig) -> Mapping[Role, Mapping[tuple[int, ...], int]]:
+    """How many parameters of each shape a role has; matrices as (fan_out, fan_in), tables as (vocab, width)."""
+    width, mlp_width, depth = model.width, model.mlp_width, model.depth
+    table = {(model.vocab_size, width): 1}
+    hidden: Counter[tuple[int, ...]] = Counter()
+    hidden[width, width] += 4 * depth
+    hidden[mlp_width, width] += (2 if model.mlp == "swiglu" else 1) * depth
+    hidden[width, mlp_width] += depth
     return {
         Role.EMBEDDING: table,
-        Role.HIDDEN: model.depth * (4 * width**2 + mlp_matrices * width * mlp_width),
-        Role.READOUT: 0 if model.tied_embeddings else table,
-        Role.VECTOR: model.depth * block_vectors + width,
+        Role.HIDDEN: hidden,
+        Role.READOUT: {} if model.tied_embeddings else table,
+        Role.VECTOR: Counter({(width,): 2 * depth + 1}) + Counter({(model.head_dim,): 2 * depth * model.qk_norm}),
+    }
+
+
+def parameter_counts(model: ModelConfig) -> Mapping[Role, int]:
+    """Number of parameters in each role."""
+    return {
+        role: sum(math.prod(shape) * count for shape, count in shapes.items())
+        for role, shapes in parameter_shapes(model).items()
     }
 
 
@@ -45,17 +73,64 @@ def training_flops(run: RunConfig) -> float:
     return 3.0 * forward_flops_per_token(run.model) * run.train_tokens
 
 
-def state_floats(optimizer: OptimizerConfig, role: Role) -> int:
-    """Optimizer-state floats kept for each parameter of a role."""
+def state_floats(optimizer: OptimizerConfig, role: Role, shape: tuple[int, ...]) -> int:
+    """Optimizer-state floats kept for one parameter; of a switched optimizer, what its larger phase keeps."""
+    if isinstance(optimizer, Switch):
+        return max(state_floats(phase, role, shape) for phase in (optimizer.first, optimizer.second))
+    n = math.prod(shape)
     match optimizer:
-        case AdamW():
-            return 2
-        case Muon():
-            return 1 if role is Role.HIDDEN else 2
+        case SGD() | SignSGD() | MuonAll():
+            return n
         case Scale():
-            return {Role.EMBEDDING: 0, Role.HIDDEN: 0, Role.READOUT: 1, Role.VECTOR: 2}[role]
-        case SGD() | SignSGD():
-            return 1
+            return {Role.EMBEDDING: 0, Role.HIDDEN: 0, Role.READOUT: n, Role.VECTOR: 2 * n}[role]
+    if role is not Role.HIDDEN or isinstance(optimizer, AdamW):
+        return 2 * n
+    smaller, larger = sorted(shape)
+    match optimizer:
+        case NorMuon():
+            return n + shape[0]  # a mean square a row
+        case Dion():
+            return n + optimizer.rank_of(smaller) * shape[1]  # the basis
+        case GaLore():
+            return optimizer.rank_of(smaller) * (smaller + 2 * larger)  # the projection, two moments
+        case Fira():
+            return optimizer.rank_of(smaller) * (smaller + 2 * larger) + 1  # a norm
+        case Apollo():
+            return optimizer.rank_of(smaller) * 2 * larger + 1  # its projection is drawn again from a seed
+        case ApolloMini():
+            return 2 * larger + 1
+    return n  # Muon, NSGD, Fanions, IsotropicCurvature: the averaged gradient
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Memory:
+    """Bytes of one run but for its activations."""
+
+    weights: int
+    gradients: int
+    states: int
+
+    @property
+    def stored(self) -> int:
+        """Weights and states: what the published totals of memory-efficient optimizers count."""
+        return self.weights + self.states
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.states
+
+
+def memory(model: ModelConfig, optimizer: OptimizerConfig, *, bytes_per_float: int = _FLOAT_BYTES) -> Memory:
+    """Weights, gradients and optimizer states, all in floats of one size: 4 bytes for float32, 2 for bfloat16."""
+    weights = sum(parameter_counts(model).values())
+    states = sum(
+        state_floats(optimizer, role, shape) * count
+        for role, shapes in parameter_shapes(model).items()
+        for shape, count in shapes.items()
+    )
+    return Memory(
+        weights=weights * bytes_per_float, gradients=weights * bytes_per_float, states=states * bytes_per_float
+    )
 
 
 def activation_bytes(run: RunConfig) -> int:
@@ -82,6 +157,4 @@ def activation_bytes(run: RunConfig) -> int:
 
 def training_bytes(run: RunConfig) -> int:
     """Peak bytes of one float32 run: weights, gradients, optimizer state, activations."""
-    counts = parameter_counts(run.model)
-    floats = sum(count * (2 + state_floats(run.optimizer, role)) for role, count in counts.items())
-    return _FLOAT_BYTES * floats + activation_bytes(run)
+    return memory(run.model, run.optimizer).total + activation_bytes(run)

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
 from proxy_models.checks import ints_to_floats, require
-from proxy_models.optimizer_config import OPTIMIZERS, OptimizerConfig
+from proxy_models.optimizer_config import OptimizerConfig, PlainOptimizerConfig, RankConfig, Switch, optimizer_from_dict
 
 Parametrization = Literal["standard", "mup"]
 WeightDecayInvariant = Literal["lr_wd", "timescale", "none"]
@@ -59,6 +59,15 @@ class ModelConfig:
         return int(self.width * self.mlp_ratio)
 
 
+_ABOVE_ZERO = (
+    "embedding_lr_ratio", "readout_lr_ratio", "vector_lr_ratio", "second_lr_ratio", "eps", "embedding_init_std",
+)  # fmt: skip
+_AT_LEAST_ZERO = (
+    "weight_decay", "warmup_tokens", "decay_tokens", "hidden_init_gain", "readout_init_gain", "orthogonal_frac",
+    "sign_lr_ratio",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HParams:
     """The numbers a sweep may vary, all at base width. Any field may be a sweep axis."""
@@ -71,7 +80,10 @@ class HParams:
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
-    momentum: float = 0.95  # Muon's on HIDDEN, SCALE's on READOUT, SGD's and SignSGD's on every role
+    momentum: float = 0.95  # of averaged gradients: of Muon's relatives on HIDDEN, SCALE's READOUT, SGD everywhere
+    orthogonal_frac: float = 0.5  # of the orthogonal part in an F- or S-Fanion's update
+    sign_lr_ratio: float = 0.01  # an S-Fanion's sign part over its lr, at base width
+    second_lr_ratio: float = 1.0  # lr after an optimizer switch over lr
     clip_norm: float | None = 1.0  # global gradient norm; None: no clipping
     batch_tokens: int = 1024
     warmup_tokens: int = 0
@@ -87,9 +99,9 @@ class HParams:
             value = getattr(self, field.name)
             require(value is None or math.isfinite(value), f"{field.name} must be finite, got {value}")
         require(self.lr > 0, f"lr must be above 0, got {self.lr}")
-        for name in ("embedding_lr_ratio", "readout_lr_ratio", "vector_lr_ratio", "eps", "embedding_init_std"):
+        for name in _ABOVE_ZERO:
             require(getattr(self, name) > 0, f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("weight_decay", "warmup_tokens", "decay_tokens", "hidden_init_gain", "readout_init_gain"):
+        for name in _AT_LEAST_ZERO:
             require(getattr(self, name) >= 0, f"{name} must be at least 0, got {getattr(self, name)}")
         for name in ("beta1", "beta2", "momentum"):
             require(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1), got {getattr(self, name)}")
@@ -137,6 +149,10 @@ class RunConfig:
             self.validation_tokens >= 2 * seq_len,
             f"validation_tokens must be at least two sequences ({2 * seq_len} tokens), got {self.validation_tokens}",
         )
+        for _, phase in self._optimizers():
+            _require_rank_fits(phase, self.model)
+        if isinstance(self.optimizer, Switch):
+            self._require_switch_within(self.optimizer)
 
     @property
     def width_mult(self) -> float:
@@ -146,6 +162,37 @@ class RunConfig:
     @property
     def steps(self) -> int:
         return self.train_tokens // self.hparams.batch_tokens
+
+    @property
+    def phases(self) -> tuple[tuple[int, "RunConfig"], ...]:
+        """(first step, the run as if its optimizer were never switched) of each optimizer in turn."""
+        lr, ratio = self.hparams.lr, self.hparams.second_lr_ratio
+        return tuple(
+            (start, replace(self, optimizer=optimizer, hparams=replace(self.hparams, lr=lr * ratio if start else lr)))
+            for start, optimizer in self._optimizers()
+        )
+
+    def _optimizers(self) -> tuple[tuple[int, PlainOptimizerConfig], ...]:
+        """(first step, optimizer) of each phase."""
+        if not isinstance(self.optimizer, Switch):
+            return ((0, self.optimizer),)
+        tokens = self.optimizer.at_tokens
+        at = self.train_tokens - self.hparams.decay_tokens if tokens is None else tokens
+        return (0, self.optimizer.first), (math.ceil(at / self.hparams.batch_tokens), self.optimizer.second)
+
+    def _require_switch_within(self, switch: Switch) -> None:
+        require(
+            switch.at_tokens is not None or (self.schedule == "wsd" and self.hparams.decay_tokens > 0),
+            "at_tokens must be given where the schedule has no decay to switch at: a wsd schedule with decay_tokens "
+            f"above 0, got schedule={self.schedule!r} with decay_tokens={self.hparams.decay_tokens}",
+        )
+        (_, _), (step, _) = self._optimizers()
+        last = self.train_tokens - self.hparams.batch_tokens
+        require(
+            1 <= step < self.steps,
+            f"at_tokens must leave a step to each optimizer, got a switch at step {step} of {self.steps} "
+            f"({self.hparams.batch_tokens} tokens each); at_tokens can be {self.hparams.batch_tokens} to {last}",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `run_config_from_dict` is the inverse."""
@@ -158,6 +205,26 @@ class RunConfig:
         change a default is to change what old ids mean: raise `sweeps.trial.NUMERICS_VERSION` with it.
         """
         return _without_defaults(self)
+
+
+def first_steps(run: RunConfig, *, steps: int, batch_tokens: int) -> RunConfig:
+    """The first steps alone, at the peak lr throughout; an optimizer switch, if any, comes half way."""
+    optimizer = run.optimizer
+    if isinstance(optimizer, Switch):
+        optimizer = replace(optimizer, at_tokens=batch_tokens * max(1, steps // 2))
+    hparams = replace(run.hparams, batch_tokens=batch_tokens, warmup_tokens=0, decay_tokens=0)
+    return replace(run, optimizer=optimizer, hparams=hparams, train_tokens=batch_tokens * steps, schedule="wsd")
+
+
+def _require_rank_fits(optimizer: PlainOptimizerConfig, model: ModelConfig) -> None:
+    """The smaller side of every hidden matrix must have room for the rank."""
+    if isinstance(optimizer, RankConfig):
+        side = min(model.width, model.mlp_width)
+        require(
+            optimizer.rank_of(side) <= side,
+            f"rank must be at most the smaller side of every hidden matrix, {side} at width {model.width}, "
+            f"got {optimizer.rank}; the nearest is {side}",
+        )
 
 
 def _without_defaults(record: Any) -> dict[str, Any]:
@@ -178,12 +245,11 @@ def run_config_from_dict(values: Mapping[str, Any]) -> RunConfig:
         ConfigError: a value out of range.
         KeyError, TypeError: not the shape that `to_dict` writes.
     """
-    optimizer = dict(values["optimizer"])
     return RunConfig(
         **{
             **values,
             "model": ModelConfig(**values["model"]),
-            "optimizer": OPTIMIZERS[optimizer["name"]](**optimizer),
+            "optimizer": optimizer_from_dict(values["optimizer"]),
             "hparams": HParams(**values["hparams"]),
         }
     )

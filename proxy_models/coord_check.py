@@ -5,13 +5,13 @@ The unit test of a parametrization (Yang et al. 2022, arXiv:2203.03466, appendix
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from proxy_models.config import RunConfig
+from proxy_models.config import RunConfig, first_steps
 from proxy_models.data import TokenData
 from proxy_models.train import Training
 
@@ -75,14 +75,14 @@ class CoordCheck:
 
 
 def coordinate_check(
-    runs: Iterable[RunConfig],
+    runs: Iterable[tuple[str, RunConfig]],
     data: TokenData,
     *,
     steps: int,
     tolerance: float,
     on_run: Callable[[], None] = lambda: None,
 ) -> CoordCheck:
-    """Train each run for `steps` updates and fit the slopes.
+    """Train each run for `steps` updates and fit the slopes. A run comes with the name of its optimizer.
 
     The runs of one (optimizer, parametrization) must cover at least four widths.
 
@@ -90,8 +90,8 @@ def coordinate_check(
         ValueError: fewer widths.
     """
     points: list[CoordPoint] = []
-    for run in runs:
-        points += activation_sizes(run, data, steps=steps)
+    for name, run in runs:
+        points += activation_sizes(name, run, data, steps=steps)
         on_run()
     for (optimizer, parametrization), widths in _widths(points).items():
         if len(widths) < 4:
@@ -101,20 +101,19 @@ def coordinate_check(
     return CoordCheck(points=tuple(points), slopes=fit_slopes(points), tolerance=tolerance)
 
 
-def activation_sizes(run: RunConfig, data: TokenData, *, steps: int) -> list[CoordPoint]:
+def activation_sizes(optimizer: str, run: RunConfig, data: TokenData, *, steps: int) -> list[CoordPoint]:
     """RMS of every tapped activation on one fixed batch, before the first update and after each.
 
     The learning rate is at its peak throughout: a warmup would hide what an update does.
     """
-    hp = replace(run.hparams, warmup_tokens=0, decay_tokens=0)
-    training = Training(replace(run, hparams=hp, schedule="wsd"), data)
+    training = Training(first_steps(run, steps=steps, batch_tokens=run.hparams.batch_tokens), data)
     probe = training.windows(steps)[:, :-1]  # unseen by the updates
     points: list[CoordPoint] = []
 
     def record(step: int, name: str, activation: Tensor) -> None:
         points.append(
             CoordPoint(
-                optimizer=run.optimizer.name,
+                optimizer=optimizer,
                 parametrization=run.parametrization,
                 tap=name,
                 step=step,

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from proxy_models.parametrization import Role
+from proxy_models.roles import Role
 
 RMS_EPS = 1e-6
 

@@ -4,82 +4,74 @@ A rule gives powers of the width multiplier m = width / base_width. At m = 1 `st
 
 Sources: Yang et al. 2022 (arXiv:2203.03466, Table 8, the form with a forward multiplier on the readout);
 Bernstein's spectral condition (arXiv:2310.17813) for Muon; SCALE has no published width rule: the row
-normalized to RMS 1 moves an output by lr*fan_in, as Adam's does, so it takes Adam's exponents (derived
-here, held up by the coordinate check). Adam's eps follows the gradient, which is 1/m in every role once the
-readout carries 1/m (Dey et al., arXiv:2505.01618).
+normalized to RMS 1 moves an output by lr*fan_in, as Adam's does, so it takes Adam's exponents. What no paper
+gives is derived here, and held up by the coordinate check. Adam's eps follows the gradient, which is 1/m in
+every role once the readout carries 1/m (Dey et al., arXiv:2505.01618).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
+from itertools import product
 
 from proxy_models.checks import ConfigError
 from proxy_models.config import Parametrization, RunConfig
-
-
-class Role(Enum):
-    """What a parameter does, which decides how it scales with width."""
-
-    EMBEDDING = "embedding"  # (vocab, width): only the output side grows
-    HIDDEN = "hidden"  # both sides grow with width
-    READOUT = "readout"  # (vocab, width): only the input side grows
-    VECTOR = "vector"  # gains and biases
+from proxy_models.optimizer_config import Scaling
+from proxy_models.roles import Role
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WidthRule:
-    """Powers of m for one (parametrization, optimizer, role)."""
+    """Powers of m for one (parametrization, scaling, role)."""
 
     init_std: float = 0.0
     forward: float = 0.0
     lr: float = 0.0
     eps: float = 0.0  # read only by Adam
+    sign_lr: float = 0.0  # of sign_lr_ratio, read only by S-Fanions
 
 
-def _mup(*, hidden_lr: float, readout_lr: float = 0.0) -> dict[Role, WidthRule]:
+_Roles = Mapping[Role, WidthRule]
+
+
+def _mup(*, hidden_lr: float, embedding_lr: float = 0.0, readout_lr: float = 0.0, vector_lr: float = 0.0) -> _Roles:
     return {
-        Role.EMBEDDING: WidthRule(eps=-1.0),
-        Role.HIDDEN: WidthRule(init_std=-0.5, lr=hidden_lr, eps=-1.0),
+        Role.EMBEDDING: WidthRule(lr=embedding_lr, eps=-1.0),
+        # A sign moves an output by fan_in times its lr, as Adam does.
+        Role.HIDDEN: WidthRule(init_std=-0.5, lr=hidden_lr, eps=-1.0, sign_lr=-1.0),
         Role.READOUT: WidthRule(forward=-1.0, lr=readout_lr, eps=-1.0),
-        Role.VECTOR: WidthRule(eps=-1.0),
+        Role.VECTOR: WidthRule(lr=vector_lr, eps=-1.0),
     }
 
 
 # PyTorch's habit: fan-in initialization, one learning rate for every width.
-_STANDARD: Mapping[Role, WidthRule] = {
+_STANDARD: _Roles = {
     Role.EMBEDDING: WidthRule(),
     Role.HIDDEN: WidthRule(init_std=-0.5),
     Role.READOUT: WidthRule(init_std=-0.5),
     Role.VECTOR: WidthRule(),
 }
 
-RULES: Mapping[tuple[Parametrization, str], Mapping[Role, WidthRule]] = {
-    ("mup", "adamw"): _mup(hidden_lr=-1.0),
-    # An orthogonal update times sqrt(fan_out/fan_in) has the same spectral size at every width.
-    ("mup", "muon"): _mup(hidden_lr=0.0),
-    # 0.2*sqrt(max(fan_out, fan_in)) grows as sqrt(m); m^-1/2 takes it back.
-    ("mup", "muon_rms_match"): _mup(hidden_lr=-0.5),
-    ("mup", "muon_as_adamw"): _mup(hidden_lr=-1.0),
-    ("mup", "scale"): _mup(hidden_lr=-1.0),
-    # A row of L2 norm 1 is a row of RMS 1 over sqrt(fan_in), on both sides that see a growing fan_in.
-    ("mup", "scale_l2"): _mup(hidden_lr=-0.5, readout_lr=0.5),
+_MUP: Mapping[Scaling, _Roles] = {
+    "adam": _mup(hidden_lr=-1.0),
     # A gradient is 1/m in every entry. HIDDEN sums fan_in of them against an input, which takes that back; an
     # EMBEDDING row or a gain does not, and READOUT's sum meets its forward multiplier (Yang et al., Table 8).
-    ("mup", "sgd"): {
-        Role.EMBEDDING: WidthRule(lr=1.0),
-        Role.HIDDEN: WidthRule(init_std=-0.5),
-        Role.READOUT: WidthRule(forward=-1.0, lr=1.0),
-        Role.VECTOR: WidthRule(lr=1.0),
-    },
-    ("mup", "sign_sgd"): _mup(hidden_lr=-1.0),  # entries of size 1, as Adam's
-    ("standard", "adamw"): _STANDARD,
-    ("standard", "muon"): _STANDARD,
-    ("standard", "muon_rms_match"): _STANDARD,
-    ("standard", "muon_as_adamw"): _STANDARD,
-    ("standard", "scale"): _STANDARD,
-    ("standard", "scale_l2"): _STANDARD,
-    ("standard", "sgd"): _STANDARD,
-    ("standard", "sign_sgd"): _STANDARD,
+    "sgd": _mup(hidden_lr=0.0, embedding_lr=1.0, readout_lr=1.0, vector_lr=1.0),
+    # Times sqrt(fan_out/fan_in) it has the same spectral size at every width. As a readout it then moves a logit
+    # as far at every width, before the forward multiplier; as an embedding, times sqrt(max(1, vocab/width)), its
+    # entries are width^-1/2; as a diagonal matrix they are of size 1.
+    "orthogonal": _mup(hidden_lr=0.0, embedding_lr=0.5, readout_lr=1.0),
+    # sqrt(max(fan_out, fan_in)) grows as sqrt(m) on HIDDEN and not on a vocabulary larger than the width, where
+    # a readout's aligned input alone grows by sqrt(m), against the forward multiplier's 1/m.
+    "orthogonal_rms": _mup(hidden_lr=-0.5, readout_lr=0.5),
+    "orthogonal_as_adam": _mup(hidden_lr=-1.0),
+    # A unit of L2 norm 1 is one of RMS 1 over the root of its inputs (or outputs), on the sides that grow.
+    "unit_l2": _mup(hidden_lr=-0.5, readout_lr=0.5),
+    "unit_row_l2": _mup(hidden_lr=-0.5, embedding_lr=0.5),
+}
+
+RULES: Mapping[tuple[Parametrization, Scaling], _Roles] = {
+    **{("mup", scaling): rules for scaling, rules in _MUP.items()},
+    **{("standard", scaling): _STANDARD for scaling in _MUP},
 }
 
 
@@ -93,11 +85,12 @@ class RoleScale:
     effective_lr: float  # peak
     effective_weight_decay: float
     effective_eps: float
+    effective_sign_lr_ratio: float
 
 
 def width_rule(run: RunConfig, role: Role) -> WidthRule:
-    """The table's row for a run and a role."""
-    return RULES[run.parametrization, run.optimizer.rule][role]
+    """The table's row for a run and a role; of a switched optimizer, the first phase's."""
+    return RULES[run.parametrization, run.optimizer.scaling(role)][role]
 
 
 def scale_role(run: RunConfig, role: Role) -> RoleScale:
@@ -121,6 +114,7 @@ def scale_role(run: RunConfig, role: Role) -> RoleScale:
         effective_lr=hp.lr * ratio * m**rule.lr,
         effective_weight_decay=0.0 if role is Role.VECTOR else hp.weight_decay * m**decay_power,
         effective_eps=hp.eps * m**rule.eps,
+        effective_sign_lr_ratio=hp.sign_lr_ratio * m**rule.sign_lr,
     )
 
 
@@ -146,12 +140,12 @@ def refuse_overshooting_decay(run: RunConfig) -> None:
         ConfigError: effective lr times effective weight decay is above 1 at the peak for some role
             (the condition lr * weight_decay <= 1 of Sato et al., arXiv:2507.01598).
     """
-    for role in Role:
-        scale = scale_role(run, role)
-        product = scale.effective_lr * scale.effective_weight_decay
-        if product > 1:
+    for (_, phase), role in product(run.phases, Role):
+        scale = scale_role(phase, role)
+        shrinks = scale.effective_lr * scale.effective_weight_decay
+        if shrinks > 1:
             raise ConfigError(
-                f"weight_decay times the effective lr of {role.value} must be at most 1 at the peak, got {product:.3g} "
+                f"weight_decay times the effective lr of {role.value} must be at most 1 at the peak, got {shrinks:.3g} "
                 f"at lr={run.hparams.lr:g} and width {run.model.width}; "
-                f"weight_decay can be at most {run.hparams.weight_decay / product:.3g} here"
+                f"weight_decay can be at most {run.hparams.weight_decay / shrinks:.3g} here"
             )

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from proxy_models.config import RunConfig
 from proxy_models.modules import roles
-from proxy_models.parametrization import Role, init_std_of, scale_role
+from proxy_models.parametrization import init_std_of, scale_role
+from proxy_models.roles import Role
 from proxy_models.transformer import Transformer
 
 

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from proxy_models.accounting import forward_flops_per_token
 from proxy_models.config import RunConfig
 from proxy_models.data import TokenData, batch, validation_windows
-from proxy_models.optimizers import Optimizer
+from proxy_models.optimizers import make_optimizer
 from proxy_models.schedule import schedule_factor
 from proxy_models.stacks import build_model, initialize, layout, parameters_of
 from proxy_models.transformer import Tap
@@ -51,7 +51,7 @@ class Training:
         self.model = build_model(run)
         self.layouts = layout(self.model)
         self.weights = [initialize(stack, [run]).requires_grad_() for stack in self.layouts]
-        self.optimizer = Optimizer(self.layouts, self.weights, [run])
+        self.optimizer = make_optimizer(self.layouts, self.weights, [run])
 
     def step(self) -> float:
         """One update; returns the loss before it, in nats per token."""

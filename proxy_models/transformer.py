@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from proxy_models.config import ModelConfig
 from proxy_models.modules import Matrix, RMSNorm, TokenEmbedding
-from proxy_models.parametrization import Role
+from proxy_models.roles import Role
 
 ROTARY_BASE = 10_000.0
 Tap = Callable[[str, Tensor], None]

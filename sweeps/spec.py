@@ -5,11 +5,13 @@ Loads neither torch nor ray nor pandas: a command that only reads a spec starts 
 
 import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from proxy_models.checks import ConfigError
-from proxy_models.config import HParams, ModelConfig, RunConfig
+from proxy_models.config import HParams, ModelConfig, RunConfig, first_steps
+from proxy_models.optimizer_config import Scale
 from proxy_models.parametrization import refuse_overshooting_decay
 from sweeps.spec_errors import SpecError, config_error, parse, read_text, require
 from sweeps.spec_models import RunSection, SweepSpec, TargetSpec
@@ -21,6 +23,7 @@ __all__ = [
     "TargetSpec",
     "axes_of",
     "check_target",
+    "labeled_trials",
     "load_spec",
     "load_target",
     "plan_trials",
@@ -120,7 +123,19 @@ def run_config(
         schedule=run.schedule,
     )
     refuse_overshooting_decay(config)
+    _refuse_tied_readout_momentum(config)
     return config
+
+
+def _refuse_tied_readout_momentum(run: RunConfig) -> None:
+    """SCALE averages the readout's gradients alone, and a tied readout is its embedding, which it does not average."""
+    if run.model.tied_embeddings and run.hparams.momentum > 0:
+        for _, phase in run.phases:
+            if isinstance(phase.optimizer, Scale):
+                raise ConfigError(
+                    "tied_embeddings must be false for scale, whose momentum is on the readout alone, got true; "
+                    "untie them, or set its momentum to 0"
+                )
 
 
 def run_configs(spec: SweepSpec) -> tuple[RunConfig, ...]:
@@ -129,12 +144,32 @@ def run_configs(spec: SweepSpec) -> tuple[RunConfig, ...]:
     Raises:
         SpecError: a run that cannot be, with the key that made it so.
     """
-    return tuple(run for optimizer in spec.optimizers for run in _grid_of(spec, optimizer))
+    owners: dict[RunConfig, str] = {}
+    for optimizer in spec.optimizers:
+        for run in _grid_of(spec, optimizer):
+            owner = owners.setdefault(run, optimizer)
+            require(
+                owner == optimizer,
+                spec.file,
+                f"optimizers.{optimizer}",
+                f"must have runs of its own, got one that is also in optimizers.{owner} (width {run.model.width}, "
+                f"lr {run.hparams.lr:g}, seed {run.seed}). Merge the two, or change one.",
+            )
+    return tuple(owners)
+
+
+def labeled_trials(spec: SweepSpec, data_fingerprint: str) -> tuple[tuple[str, Trial], ...]:
+    """The sweep's trials on data with this fingerprint, each with its optimizer's name in the spec, none twice."""
+    return tuple(
+        (optimizer, Trial(run=run, data_fingerprint=data_fingerprint))
+        for optimizer in spec.optimizers
+        for run in _grid_of(spec, optimizer)
+    )
 
 
 def plan_trials(spec: SweepSpec, data_fingerprint: str) -> tuple[Trial, ...]:
-    """The sweep's trials on data with this fingerprint, in the order of `run_configs`, none twice."""
-    return tuple(Trial(run=run, data_fingerprint=data_fingerprint) for run in run_configs(spec))
+    """The trials of `labeled_trials`."""
+    return tuple(trial for _, trial in labeled_trials(spec, data_fingerprint))
 
 
 def _grid_of(spec: SweepSpec, optimizer: str) -> Iterator[RunConfig]:
@@ -164,6 +199,8 @@ def _key_of(spec: SweepSpec, optimizer: str, field: str) -> str:
     for table, keys in tables.items():
         if field in keys:
             return f"{table}.{field}"
+    if field in (name.name for name in fields(own.config)):
+        return f"optimizers.{optimizer}.{field}"
     sections = {"width": "run.widths", "seed": "run.seeds"}
     for section, record in (("run", RunSection), ("hparams", HParams), ("model", ModelConfig)):
         sections |= {name: f"{section}.{name}" for name in record.__annotations__ if name not in sections}
@@ -215,13 +252,10 @@ def _check_widths(spec: SweepSpec) -> None:
 
 def _check_first_steps(spec: SweepSpec) -> None:
     """The coordinate check's own batch must make runs; all else about them is known to be valid by now."""
-    batch_tokens, width = spec.check.batch_tokens, spec.check_widths[0]
-    if batch_tokens is None:
-        return
-    overrides = {"batch_tokens": batch_tokens, "warmup_tokens": 0, "decay_tokens": 0}
-    tokens = batch_tokens * spec.check.steps
     for optimizer in spec.optimizers:
+        run = run_config(spec, optimizer, width=spec.check_widths[0], seed=0)
         try:
-            run_config(spec, optimizer, width=width, seed=0, overrides=overrides, train_tokens=tokens)
+            first_steps(run, steps=spec.check.steps, batch_tokens=spec.check.batch_tokens or run.hparams.batch_tokens)
         except ConfigError as error:
-            raise config_error(spec.file, "check.batch_tokens", error) from None
+            key = "check.steps" if _field_of(error) == "at_tokens" else "check.batch_tokens"
+            raise config_error(spec.file, key, error) from None

@@ -1,6 +1,7 @@
 """Reading a TOML file into a checked record, and saying in one message what is wrong with it."""
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-# Steps of a pydantic location that are no keys of the file.
+# Steps of a pydantic location that are no keys of the file stand in angle brackets.
 RANGE_TAG, LIST_TAG = "<log2 range>", "<list>"
 
 _Section = TypeVar("_Section", bound=BaseModel)
@@ -106,19 +107,22 @@ def parse(text: str, section: type[_Section], *, file: Path) -> _Section:
 def _describe(error: ErrorDetails) -> str:
     context = error.get("ctx", {})
     if error["type"] == "unknown_key":
-        return f"{_dotted((*error['loc'], context['key']))}: {error['msg']}"
+        return f"{_dotted((*error['loc'], *filter(None, [context['key']])))}: {error['msg']}"
     key = _dotted(error["loc"])
     if error["type"] == "missing":
         return f"{key}: is missing. Add this key."
     if error["type"] == "value_error":
         return f"{key}: {context['error']}"
     expected, action = _EXPECTED.get(error["type"], ("different", "Correct it."))
+    if error["type"] == "literal_error":
+        near = difflib.get_close_matches(str(error["input"]), re.findall("'([^']*)'", context["expected"]), n=1)
+        action = f"Did you mean '{near[0]}'?" if near else action
     return f"{key}: must be {expected.format(**context)}, got {shown(error['input'])}. {action}"
 
 
 def _dotted(location: Iterable[int | str]) -> str:
     """('run', 'widths', 1) -> 'run.widths[1]'."""
-    steps = [step for step in location if step not in (RANGE_TAG, LIST_TAG)]
+    steps = [step for step in location if not str(step).startswith("<")]
     dotted = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
     return dotted.removeprefix(".") or "the file"
 

@@ -9,7 +9,8 @@ from pydantic import BaseModel, Field, PrivateAttr, model_validator
 
 from proxy_models.config import Parametrization, ScheduleName, WeightDecayInvariant
 from sweeps.spec_errors import refuse_unknown_keys
-from sweeps.spec_types import SECTION, AxesTable, HParamsTable, ModelTable, OptimizersTable, Seeds, Widths
+from sweeps.spec_optimizers import OptimizersTable
+from sweeps.spec_types import SECTION, AxesTable, HParamsTable, ModelTable, Seeds, Widths
 
 if TYPE_CHECKING:
     from proxy_models.data import DataSource

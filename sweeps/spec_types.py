@@ -1,16 +1,14 @@
 """Pydantic types of a spec's tables, built from the config records: a new field of HParams is a new key."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Annotated, Any, TypeVar, Union, get_type_hints
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Strict, Tag
 from pydantic import GetCoreSchemaHandler as Handler
 from pydantic_core import CoreSchema, core_schema
 
-from proxy_models.checks import ConfigError
 from proxy_models.config import HParams, ModelConfig
-from proxy_models.optimizer_config import OPTIMIZERS, OptimizerConfig
 from sweeps.spec_errors import LIST_TAG, RANGE_TAG, as_table, refuse_unknown_keys
 
 Value = TypeVar("Value")
@@ -82,78 +80,39 @@ def _known(names: Mapping[str, Any]) -> Callable[[Any], Any]:
     return lambda values: refuse_unknown_keys(values, names)
 
 
-def _table(types: Mapping[str, Any], handler: Handler) -> CoreSchema:
-    """A table with some of these keys; what is left out stays out."""
+def table_schema(types: Mapping[str, Any], handler: Handler, *, required: tuple[str, ...] = ()) -> CoreSchema:
+    """A table with the required and some of the other keys; what is left out stays out."""
     keys = {
-        name: core_schema.typed_dict_field(handler.generate_schema(hint), required=False)
+        name: core_schema.typed_dict_field(handler.generate_schema(hint), required=name in required)
         for name, hint in types.items()
     }
     table = core_schema.typed_dict_schema(keys, config={"strict": True, "allow_inf_nan": False})
     return core_schema.no_info_before_validator_function(_known(types), table)
 
 
-def _field_types(record: type, *, without: str = "") -> dict[str, Any]:
+def field_types(record: type, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
     hints = get_type_hints(record)
-    return {field.name: _toml_type(hints[field.name]) for field in fields(record) if field.name != without}
+    return {field.name: _toml_type(hints[field.name]) for field in fields(record) if field.name not in without}
 
 
 class _HParamsTable:
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Handler) -> CoreSchema:
-        return _table(_field_types(HParams), handler)
+        return table_schema(field_types(HParams), handler)
 
 
 class _AxesTable:
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Handler) -> CoreSchema:
-        return _table({name: _axis_of(hint) for name, hint in get_type_hints(HParams).items()}, handler)
+        return table_schema({name: _axis_of(hint) for name, hint in get_type_hints(HParams).items()}, handler)
 
 
 class _ModelTable:
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Handler) -> CoreSchema:
-        return _table(_field_types(ModelConfig, without="width"), handler)
+        return table_schema(field_types(ModelConfig, without=("width",)), handler)
 
 
 HParamsTable = Annotated[dict[str, Any], _HParamsTable]  # fixed values by field name
 AxesTable = Annotated[dict[str, tuple[Any, ...]], _AxesTable]  # values by field name
 ModelTable = Annotated[dict[str, Any], _ModelTable]  # ModelConfig fields but width
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OptimizerSpec:
-    """One optimizer of a sweep, with what its own table says."""
-
-    config: OptimizerConfig
-    hparams: Mapping[str, Any]
-    axes: Mapping[str, tuple[Any, ...]]
-
-
-class _OptimizersTable:
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: Handler) -> CoreSchema:
-        own = {"hparams": HParamsTable, "axes": AxesTable}
-        schemas = {
-            name: core_schema.no_info_after_validator_function(
-                _optimizer_of(record), _table(_field_types(record, without="name") | own, handler)
-            )
-            for name, record in OPTIMIZERS.items()
-        }
-        keys = {name: core_schema.typed_dict_field(schema, required=False) for name, schema in schemas.items()}
-        table = core_schema.typed_dict_schema(keys)
-        return core_schema.no_info_before_validator_function(_known(OPTIMIZERS), table)
-
-
-def _optimizer_of(record: type[OptimizerConfig]) -> Callable[[dict[str, Any]], OptimizerSpec]:
-    def build(table: dict[str, Any]) -> OptimizerSpec:
-        config = {key: value for key, value in table.items() if key not in ("hparams", "axes")}
-        try:
-            built = record(**config)
-        except ConfigError as error:
-            raise ValueError(f"{error}. Change it.") from None
-        return OptimizerSpec(config=built, hparams=table.get("hparams", {}), axes=table.get("axes", {}))
-
-    return build
-
-
-OptimizersTable = Annotated[dict[str, OptimizerSpec], _OptimizersTable]

@@ -12,7 +12,7 @@ def test_check_runs_cover_the_spec_and_a_contrast_at_the_lowest_lr(tmp_path: Pat
     spec_file, _ = write_tiny(tmp_path)
     spec_file.write_text(spec_file.read_text().replace("[check]", "[check]\nbatch_tokens = 48\nsteps = 3"))
     runs = check_runs(load_spec(spec_file))
-    assert {(r.parametrization, r.optimizer.name, r.model.width) for r in runs} == {
+    assert {(r.parametrization, name, r.model.width) for name, r in runs} == {
         (p, o, w) for p in ("mup", "standard") for o in ("adamw", "scale") for w in (16, 32, 64, 128)
     }
-    assert {(r.hparams.lr, r.hparams.batch_tokens, r.train_tokens) for r in runs} == {(2.0**-10, 48, 144)}
+    assert {(r.hparams.lr, r.hparams.batch_tokens, r.train_tokens) for _, r in runs} == {(2.0**-10, 48, 144)}

@@ -1,10 +1,32 @@
 """The table against rules written out by hand, and what training makes of them."""
 
+from typing import get_args
+
 import pytest
 
 from proxy_models.checks import ConfigError
-from proxy_models.optimizer_config import SGD, AdamW, Muon, OptimizerConfig, Scale, SignSGD
-from proxy_models.parametrization import RULES, Role, init_std_of, refuse_overshooting_decay, scale_role
+from proxy_models.config import Parametrization
+from proxy_models.optimizer_config import (
+    NSGD,
+    OPTIMIZERS,
+    AdamW,
+    Apollo,
+    ApolloMini,
+    Dion,
+    Fira,
+    GaLore,
+    IsotropicCurvature,
+    Muon,
+    NorMuon,
+    OptimizerConfig,
+    Scale,
+    Scaling,
+    SFanion,
+    SignSGD,
+    Switch,
+)
+from proxy_models.parametrization import RULES, init_std_of, refuse_overshooting_decay, scale_role
+from proxy_models.roles import Role
 from tests.proxy_helpers import tiny_run
 
 M = 4.0  # width 64 over base width 16
@@ -19,6 +41,19 @@ M = 4.0  # width 64 over base width 16
         (Muon(shape_factor="max1"), 1.0),
         (Muon(shape_factor="rms_match"), M**-0.5),
         (Muon(shape_factor="rms_match", width_rule="adamw"), 1 / M),
+        (NorMuon(), 1.0),
+        (NSGD(), 1.0),
+        (SFanion(), 1.0),
+        (Dion(), 1.0),
+        (IsotropicCurvature(), 1.0),
+        (SignSGD(), 1 / M),
+        (Scale(normalization="row"), 1 / M),
+        (Scale(normalization="ns"), M**-0.5),
+        (GaLore(), 1 / M),
+        (Fira(), 1 / M),
+        (Apollo(), 1 / M),
+        (ApolloMini(), 1 / M),
+        (Switch(first=AdamW(), second=Muon(), at_tokens=64), 1 / M),
     ],
 )
 def test_mup_learning_rates(optimizer: OptimizerConfig, hidden_lr: float) -> None:
@@ -62,28 +97,40 @@ def test_standard_changes_only_fan_in_initialization() -> None:
     assert init_std_of(run, Role.READOUT, fan_in=64) == pytest.approx(2.0 * 64**-0.5)
 
 
-@pytest.mark.parametrize(
-    "rule", ["adamw", "muon", "muon_rms_match", "muon_as_adamw", "scale", "scale_l2", "sgd", "sign_sgd"]
-)
-def test_parametrizations_coincide_at_base_width(rule: str) -> None:
-    for parametrization in ("standard", "mup"):
-        assert set(RULES[parametrization, rule]) == set(Role)
-    optimizer = {
-        "adamw": AdamW(),
-        "scale": Scale(),
-        "scale_l2": Scale(unit_norm="l2"),
-        "sgd": SGD(),
-        "sign_sgd": SignSGD(),
-        "muon": Muon(),
-        "muon_rms_match": Muon(shape_factor="rms_match"),
-        "muon_as_adamw": Muon(width_rule="adamw"),
-    }
+def test_the_table_has_every_pair() -> None:
+    parametrizations, scalings = get_args(Parametrization), get_args(Scaling)
+    assert set(RULES) == {(p, s) for p in parametrizations for s in scalings}
+    assert all(set(rules) == set(Role) for rules in RULES.values())
+
+
+def test_every_optimizer_starts_from_the_same_model() -> None:
+    """So that a run can switch from one to another, and forward multipliers need no optimizer's name."""
+    for parametrization in get_args(Parametrization):
+        starts = {
+            tuple((rules[role].init_std, rules[role].forward) for role in Role)
+            for (name, _), rules in RULES.items()
+            if name == parametrization
+        }
+        assert len(starts) == 1
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "switch"])
+def test_parametrizations_coincide_at_base_width(name: str) -> None:
     mup, standard = (
-        tiny_run(optimizer=optimizer[rule], parametrization=parametrization, hparams={"readout_init_gain": 1.3})
+        tiny_run(optimizer=OPTIMIZERS[name](), parametrization=parametrization, hparams={"readout_init_gain": 1.3})
         for parametrization in ("mup", "standard")
     )
     for role in Role:
         assert scale_role(mup, role) == scale_role(standard, role)
+
+
+def test_both_phases_of_a_switch_must_keep_their_weights_sign() -> None:
+    """At a tenth of the lr the first phase is fine; the second, at ten times it, is not."""
+    switch = Switch(first=AdamW(), second=Muon(shape_factor="rms_match"), at_tokens=320)
+    hparams = {"lr": 0.05, "weight_decay": 4.0}
+    refuse_overshooting_decay(tiny_run(optimizer=switch, hparams=hparams))
+    with pytest.raises(ConfigError, match="weight_decay times the effective lr of embedding must be at most 1"):
+        refuse_overshooting_decay(tiny_run(optimizer=switch, hparams={**hparams, "second_lr_ratio": 10.0}))
 
 
 @pytest.mark.parametrize(("invariant", "expected"), [("lr_wd", 0.4), ("timescale", 0.4), ("none", 0.1)])

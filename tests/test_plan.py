@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from analysis.fit import SweepFit, fit_sweep
-from proxy_models.parametrization import Role, scale_role
+from proxy_models.parametrization import scale_role
+from proxy_models.roles import Role
 from sweeps.trial import TrialResult
 from tests.analysis_helpers import planted_results
 from tests.transfer_helpers import planted_spec, target

@@ -142,7 +142,7 @@ def test_check_widths_double_from_base_width_unless_given(write: Write) -> None:
         ("[run]", "[runs]", r"runs: unknown key, .* Did you mean 'run'\?"),
         ("axes.lr = [1", "axes.ler = [1", r"optimizers.muon.axes.ler: unknown key, .* Did you mean 'lr'\?"),
         ("beta2 = [", "zzz = [", "axes.zzz: unknown key, .* allowed here: batch_tokens, .* Rename or remove it"),
-        ("[optimizers.muon]", "[optimizers.moun]", r"optimizers.moun: unknown key, .* Did you mean 'muon'\?"),
+        ("[optimizers.muon]", "[optimizers.moun]", r"optimizers.moun: must be an optimizer, .* Did you mean 'muon'\?"),
         ("log2_to", "log2_too", "optimizers.adamw.axes.lr.log2_too: unknown key"),
         # missing
         ("base_width = 16", "", "run.base_width: is missing. Add this key"),

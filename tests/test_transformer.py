@@ -20,7 +20,7 @@ from proxy_models.accounting import (
 )
 from proxy_models.modules import Matrix, roles
 from proxy_models.optimizer_config import Muon
-from proxy_models.parametrization import Role
+from proxy_models.roles import Role
 from proxy_models.stacks import build_model, initialize, layout, parameters_of
 from proxy_models.train import Training
 from proxy_models.transformer import rotary_table, rotate

@@ -1,13 +1,14 @@
 """A trial's identity is what determines its numbers, and nothing else."""
 
 from dataclasses import asdict, fields, replace
+from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy_models.config import HParams, ModelConfig, RunConfig, run_config_from_dict
-from proxy_models.optimizer_config import OPTIMIZERS, Muon
+from proxy_models.optimizer_config import OPTIMIZERS, AdamW, Muon, Switch
 from sweeps.trial import NUMERICS_VERSION, Trial, TrialResult, TrialStatus, canonical_json, identity_hash
 
 RUN = RunConfig(
@@ -21,6 +22,7 @@ RUN = RunConfig(
 )
 TRIAL = Trial(run=RUN, data_fingerprint="abc")
 
+SWITCHED = partial(Switch, first=AdamW(), second=Muon(), at_tokens=64)
 floats = st.floats(min_value=1e-6, max_value=1e6)
 runs = st.builds(
     lambda width, optimizer, hparams, seed, parametrization: replace(
@@ -32,7 +34,11 @@ runs = st.builds(
         parametrization=parametrization,
     ),
     width=st.integers(1, 64),
-    optimizer=st.sampled_from(sorted(OPTIMIZERS)).map(OPTIMIZERS.__getitem__),
+    optimizer=st.sampled_from(sorted(OPTIMIZERS)).map(
+        lambda name: (
+            partial(Switch, first=AdamW(), second=Muon(), at_tokens=64) if name == "switch" else OPTIMIZERS[name]
+        )
+    ),
     hparams=st.builds(
         HParams,
         lr=floats,
@@ -164,7 +170,15 @@ def test_defaults_are_what_the_ids_of_this_numerics_version_mean() -> None:
         "train_tokens",
         "validation_tokens",
         "seed",
+        "first",
+        "second",
     }
+    polar = {"ns_schedule": "jordan", "ns_steps": 5, "ns_dtype": "float32"}
+    muon = {
+        **polar, "shape_factor": "spectral", "width_rule": "spectral_norm", "nesterov": True, "momentum_form": "ema",
+    }  # fmt: skip
+    rank = {"rank": None, "rank_frac": None}
+    fanion = {**polar, **rank, "shape_factor": "spectral", "nesterov": True}
     defaults = {
         record.__name__: {f.name: f.default for f in fields(record) if f.name not in required}
         for record in (ModelConfig, HParams, RunConfig, *OPTIMIZERS.values())
@@ -176,17 +190,32 @@ def test_defaults_are_what_the_ids_of_this_numerics_version_mean() -> None:
         },
         "HParams": {
             "embedding_lr_ratio": 1.0, "readout_lr_ratio": 1.0, "vector_lr_ratio": 1.0, "weight_decay": 0.0,
-            "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "momentum": 0.95, "clip_norm": 1.0, "batch_tokens": 1024,
-            "warmup_tokens": 0, "decay_tokens": 0, "final_lr_frac": 0.0, "hidden_init_gain": 1.0,
-            "embedding_init_std": 1.0, "readout_init_gain": 0.0,
+            "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "momentum": 0.95, "orthogonal_frac": 0.5, "sign_lr_ratio": 0.01,
+            "second_lr_ratio": 1.0, "clip_norm": 1.0, "batch_tokens": 1024, "warmup_tokens": 0, "decay_tokens": 0,
+            "final_lr_frac": 0.0, "hidden_init_gain": 1.0, "embedding_init_std": 1.0, "readout_init_gain": 0.0,
         },
         "RunConfig": {"parametrization": "mup", "weight_decay_invariant": "lr_wd", "schedule": "wsd"},
         "AdamW": {"name": "adamw"},
-        "Muon": {
-            "name": "muon", "shape_factor": "spectral", "width_rule": "spectral_norm", "nesterov": True,
-            "ns_schedule": "jordan", "ns_steps": 5, "ns_dtype": "float32",
-        },
-        "Scale": {"name": "scale", "unit_norm": "rms"},
         "SGD": {"name": "sgd", "nesterov": False},
-        "SignSGD": {"name": "sign_sgd"},
+        "SignSGD": {"name": "sign_sgd", "nesterov": False},
+        "Muon": {**muon, "name": "muon"},
+        "NorMuon": {**muon, "name": "normuon"},
+        "MuonAll": {**polar, "name": "muon_all", "nesterov": True, "ns_steps": 6},
+        "NSGD": {"name": "nsgd", "nesterov": True},
+        "Fanion": {**fanion, "name": "fanion"},
+        "FFanion": {**fanion, "name": "f_fanion"},
+        "SFanion": {**fanion, "name": "s_fanion"},
+        "Dion": {**rank, "name": "dion"},
+        "IsotropicCurvature": {"name": "isotropic_curvature", "power": 4, "nesterov": False},
+        "Scale": {
+            "name": "scale", "unit_norm": "rms", "normalization": "column", "readout_normalization": "column",
+        },
+        "GaLore": {**rank, "name": "galore", "refresh_steps": 200},
+        "Fira": {**rank, "name": "fira", "refresh_steps": 200},
+        "Apollo": {**rank, "name": "apollo", "refresh_steps": 200},
+        "ApolloMini": {"name": "apollo_mini", "refresh_steps": 200},
+        "Switch": {"name": "switch", "at_tokens": None, "states": "reset"},
     }  # fmt: skip
+    # No rank at all is a default too.
+    ranks = {name: record().rank_of(40) for name, record in OPTIMIZERS.items() if hasattr(record, "rank_of")}
+    assert ranks == {"fanion": 10, "f_fanion": 40, "s_fanion": 40, "dion": 10, "galore": 10, "fira": 10, "apollo": 10}

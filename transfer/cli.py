@@ -61,13 +61,13 @@ NoCheck = Annotated[bool, typer.Option("--no-check", help="Run even where the co
 def plan(spec: Spec, json: Json = False) -> None:
     """Show what a sweep would run: trials, FLOPs, memory, and time measured over a few steps. Runs nothing."""
     with exit_statuses():
-        from sweeps.spec import load_spec, plan_trials
+        from sweeps.spec import labeled_trials, load_spec
         from transfer import pipeline, tables
         from transfer.costs import costs as costs_of
 
         loaded = load_spec(spec)
         data = pipeline.load_tokens(loaded)
-        costs = costs_of(plan_trials(loaded, data.fingerprint), data)
+        costs = costs_of(labeled_trials(loaded, data.fingerprint), data)
         if json:
             emit_json({"schema_version": 1, "sweep": loaded.name, "costs": [cost.to_json() for cost in costs]})
         else:

@@ -25,14 +25,14 @@ class Cost:
         return {field: getattr(self, field) for field in self.__slots__}
 
 
-def costs(trials: Sequence[Trial], data: TokenData) -> list[Cost]:
-    """Trials, FLOPs, memory and time for each optimizer and width of a plan."""
+def costs(trials: Sequence[tuple[str, Trial]], data: TokenData) -> list[Cost]:
+    """Trials, FLOPs, memory and time for each optimizer, by its name in the spec, and width of a plan."""
     from sweeps.worker import prepare_process
 
     prepare_process()
     groups: dict[tuple[str, int], list[RunConfig]] = {}
-    for trial in trials:
-        groups.setdefault((trial.run.optimizer.name, trial.run.model.width), []).append(trial.run)
+    for name, trial in trials:
+        groups.setdefault((name, trial.run.model.width), []).append(trial.run)
     return [
         Cost(
             optimizer=optimizer,

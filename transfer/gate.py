@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from proxy_models.config import Parametrization, RunConfig
+from proxy_models.config import Parametrization, RunConfig, first_steps
 from sweeps.files import replace_file
 from sweeps.spec import SweepSpec, axes_of, run_config
 from sweeps.trial import NUMERICS_VERSION, canonical_json
@@ -48,7 +48,7 @@ class Gate:
             )
 
 
-def check_runs(spec: SweepSpec) -> tuple[RunConfig, ...]:
+def check_runs(spec: SweepSpec) -> tuple[tuple[str, RunConfig], ...]:
     """Each optimizer at the check's widths, under the spec's parametrization and, in contrast, `standard`.
 
     The learning rate is the lowest of the axis: small updates add up linearly, so a wrong power of width shows as
@@ -56,7 +56,7 @@ def check_runs(spec: SweepSpec) -> tuple[RunConfig, ...]:
     """
     parametrizations = dict.fromkeys((spec.run.parametrization, CONTRAST))
     return tuple(
-        replace(_check_run(spec, optimizer, width, seed), parametrization=parametrization)
+        (optimizer, replace(_check_run(spec, optimizer, width, seed), parametrization=parametrization))
         for parametrization in parametrizations
         for optimizer in spec.optimizers
         for width in spec.check_widths
@@ -68,8 +68,7 @@ def _check_run(spec: SweepSpec, optimizer: str, width: int, seed: int) -> RunCon
     """Only the first steps, without schedule: how long the sweep's runs are is no matter to them or to the cache."""
     run = run_config(spec, optimizer, width=width, seed=seed, overrides={"lr": min(axes_of(spec, optimizer)["lr"])})
     batch_tokens = spec.check.batch_tokens or run.hparams.batch_tokens
-    hparams = replace(run.hparams, batch_tokens=batch_tokens, warmup_tokens=0, decay_tokens=0)
-    return replace(run, hparams=hparams, train_tokens=batch_tokens * spec.check.steps)
+    return first_steps(run, steps=spec.check.steps, batch_tokens=batch_tokens)
 
 
 def coordinate_gate(
@@ -92,19 +91,19 @@ def read_check(folder: Path) -> "CoordCheck | None":
     return _read(folder / CHECK_FILE, None)
 
 
-def _key(runs: Sequence[RunConfig], spec: SweepSpec, fingerprint: str) -> str:
+def _key(runs: Sequence[tuple[str, RunConfig]], spec: SweepSpec, fingerprint: str) -> str:
     content = [
         NUMERICS_VERSION,
         fingerprint,
         spec.check.steps,
         spec.check.tolerance,
-        *[run.identity() for run in runs],
+        *[[name, run.identity()] for name, run in runs],
     ]
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
 
 def _measure(
-    runs: Sequence[RunConfig], spec: SweepSpec, data: "TokenData", on_run: Callable[[int, int], None]
+    runs: Sequence[tuple[str, RunConfig]], spec: SweepSpec, data: "TokenData", on_run: Callable[[int, int], None]
 ) -> "CoordCheck":
     from proxy_models.coord_check import coordinate_check
     from sweeps.worker import prepare_process

@@ -13,7 +13,9 @@ from analysis.loss_law import LossLaw, LossPrediction, predict_loss
 from analysis.optimum import Optimum
 from proxy_models.accounting import n_params, training_bytes, training_flops
 from proxy_models.config import RunConfig
-from proxy_models.parametrization import Role, scale_role, width_rule
+from proxy_models.optimizer_config import Switch
+from proxy_models.parametrization import scale_role, width_rule
+from proxy_models.roles import Role
 from sweeps.spec import SweepSpec, TargetSpec, run_config
 from transfer.plan import SCHEMA_VERSION, Estimate, OptimizerPlan, RolePlan, TransferPlan
 
@@ -101,24 +103,28 @@ def _plan_optimizer(spec: SweepSpec, target: TargetSpec, evidence: _Evidence) ->
     optimum = predict_optimum(drift, target.width)
     loss = predict_loss(evidence.loss_law, target.width) if evidence.loss_law is not None else None
     run = target_run(spec, target, drift.optimizer, {**dict(drift.fixed), "lr": optimum.value})
+    (_, first), *switched = run.phases
     return OptimizerPlan(
         optimizer=drift.optimizer,
         fixed=drift.fixed,
         run=run,
         log2_lr=Estimate(value=optimum.log2_value, interval=optimum.interval),
         rests_on=_rests_on(drift, optimum),
-        roles=tuple(_plan_role(run, role) for role in _roles_of(run)),
+        roles=tuple(_plan_role(first, role) for role in _roles_of(run)),
         expected_loss=None if loss is None else Estimate(value=loss.loss, interval=loss.interval),
         expected_excess_loss=_expected_excess(optimum, evidence.optima),
         caveats=tuple(_caveats(spec, target, evidence, optimum, loss)),
+        switch_step=switched[0][0] if switched else None,
+        roles_after_switch=tuple(_plan_role(phase, role) for _, phase in switched for role in _roles_of(run)),
     )
 
 
 def target_run(spec: SweepSpec, target: TargetSpec, optimizer: str, hparams: Mapping[str, Any]) -> RunConfig:
     """The target's run: the sweep's settings, with these hyperparameters, at the target's width and tokens.
 
-    A longer run keeps warmup_tokens and the decay's share of the run; under the `timescale` invariant weight
-    decay falls so that lr * weight_decay * steps stays (Wang and Aitchison, arXiv:2405.13698).
+    A longer run keeps warmup_tokens, and the shares of the run before its decay and before an optimizer switch;
+    under the `timescale` invariant weight decay falls so that lr * weight_decay * steps stays (Wang and Aitchison,
+    arXiv:2405.13698).
     """
     run = run_config(spec, optimizer, width=target.width, seed=target.seeds[0], overrides=hparams)
     if target.train_tokens is None:
@@ -130,7 +136,10 @@ def target_run(spec: SweepSpec, target: TargetSpec, optimizer: str, hparams: Map
         decay_tokens=int(hp.decay_tokens * longer),
         weight_decay=hp.weight_decay / longer if run.weight_decay_invariant == "timescale" else hp.weight_decay,
     )
-    return replace(run, hparams=moved, train_tokens=target.train_tokens)
+    config = run.optimizer
+    if isinstance(config, Switch) and config.at_tokens is not None:
+        config = replace(config, at_tokens=int(config.at_tokens * longer))
+    return replace(run, optimizer=config, hparams=moved, train_tokens=target.train_tokens)
 
 
 def _roles_of(run: RunConfig) -> list[Role]:

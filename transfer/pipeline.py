@@ -4,7 +4,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from proxy_models.config import ModelConfig
 from proxy_models.data import DataSource, TokenData, load_data
 from sweeps.run import SweepOutcome
-from sweeps.spec import SweepSpec, TargetSpec, check_target, plan_trials
+from sweeps.spec import SweepSpec, TargetSpec, check_target, labeled_trials, plan_trials
 from sweeps.store import ResultStore
 from sweeps.trial import Trial, TrialResult, TrialStatus, canonical_json
 from transfer import folder as folders
@@ -96,14 +96,20 @@ class Recorded:
     planned: tuple[Trial, ...]
     results: tuple[TrialResult, ...]  # of planned trials, in the plan's order
     others: tuple[TrialResult, ...]  # such as a target's
+    labels: Mapping[str, str]  # planned trial id -> the optimizer's name in the spec
 
 
 def read_recorded(folder: Path, spec: SweepSpec) -> Recorded:
     """Read every result once; damaged files are named and set aside."""
     recorded = ResultStore(folder.resolve()).read(warn=say)
-    planned = plan_trials(spec, load_tokens(spec).fingerprint)
-    results = [recorded.pop(trial_id) for trial_id in (trial.trial_id for trial in planned) if trial_id in recorded]
-    return Recorded(planned=planned, results=tuple(results), others=tuple(recorded.values()))
+    labeled = labeled_trials(spec, load_tokens(spec).fingerprint)
+    labels = {trial.trial_id: label for label, trial in labeled}
+    return Recorded(
+        planned=tuple(trial for _, trial in labeled),
+        results=tuple(recorded.pop(trial_id) for trial_id in labels if trial_id in recorded),
+        others=tuple(recorded.values()),
+        labels=labels,
+    )
 
 
 def status(folder: Path) -> Status:
@@ -134,20 +140,22 @@ def fit(folder: Path) -> tuple["SweepFit", Recorded]:
     recorded = read_recorded(folder, spec)
     if not recorded.results:
         raise FitError(f"{folder}: no results of the sweep '{spec.name}' yet. Run `mutransfer sweep` first.")
-    fitted = fit_sweep(recorded.results, rng=np.random.default_rng(FIT_SEED), band_nats=BAND_NATS)
+    fitted = fit_sweep(
+        recorded.results, rng=np.random.default_rng(FIT_SEED), band_nats=BAND_NATS, labels=recorded.labels
+    )
     folders.write(folder, folders.FITS, json.dumps(fitted.to_json(), indent=1, sort_keys=True) + "\n")
-    folders.write(folder, folders.LOSSES, losses_csv(recorded.results))
+    folders.write(folder, folders.LOSSES, losses_csv(recorded.results, recorded.labels))
     return fitted, recorded
 
 
-def losses_csv(results: Iterable[TrialResult]) -> str:
+def losses_csv(results: Iterable[TrialResult], labels: Mapping[str, str]) -> str:
     """Every loss with what gave it and no times: two runs of one spec on one machine give the same bytes."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["trial_id", "optimizer", "width", "seed", "lr", "status", "validation_loss", "diverged_step"])
     for r in results:
         run = r.trial.run
-        identity = [r.trial_id, run.optimizer.name, run.model.width, run.seed, repr(run.hparams.lr)]
+        identity = [r.trial_id, labels[r.trial_id], run.model.width, run.seed, repr(run.hparams.lr)]
         loss = "" if r.validation_loss is None else repr(r.validation_loss)
         writer.writerow([*identity, r.status.value, loss, "" if r.diverged_step is None else r.diverged_step])
     return out.getvalue()

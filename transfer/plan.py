@@ -11,7 +11,8 @@ from pydantic import ConfigDict, TypeAdapter
 from analysis.interval import Interval
 from analysis.surface import Setting
 from proxy_models.config import RunConfig
-from proxy_models.parametrization import Role, WidthRule
+from proxy_models.parametrization import WidthRule
+from proxy_models.roles import Role
 
 SCHEMA_VERSION = 1
 
@@ -70,13 +71,25 @@ class OptimizerPlan:
     rests_on: str
     """What the learning rate was extrapolated from, in words."""
     roles: tuple[RolePlan, ...]
-    """Settings of every role that the model has."""
+    """Settings of every role that the model has; up to the switch, where the optimizer is switched."""
     expected_loss: Estimate | None
     """At the planned learning rate, by the loss law over widths; null where none could be fitted."""
     expected_excess_loss: Estimate | None
     """Over the loss at the target's own optimum: the price of not knowing it exactly."""
     caveats: tuple[str, ...]
     """Reasons to doubt the plan, each with what to do."""
+    switch_step: int | None = None
+    """The first step of the second optimizer, where the optimizer is switched, otherwise null."""
+    roles_after_switch: tuple[RolePlan, ...] = ()
+    """Settings of every role from there on."""
+
+    @property
+    def named_roles(self) -> tuple[tuple[str, RolePlan], ...]:
+        """Every role's settings under a name for tables; after a switch, those that it changes."""
+        later = [
+            (f"{r.role.value} from step {self.switch_step}", r) for r in self.roles_after_switch if r not in self.roles
+        ]
+        return (*((role.role.value, role) for role in self.roles), *later)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,7 +1,7 @@
 """The report: one self-contained page, the same in Markdown, and every figure as SVG and PNG."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,7 @@ class Material:
     planned: int
     results: tuple[TrialResult, ...]
     target_results: tuple[TrialResult, ...]
+    labels: Mapping[str, str]
     fit: SweepFit
     plan: TransferPlan | None
     verification: Verification | None
@@ -88,6 +89,7 @@ def read_material(folder: Path) -> Material:
         planned=len(recorded.planned),
         results=recorded.results,
         target_results=recorded.others,
+        labels=recorded.labels,
         fit=fit,
         plan=plan,
         verification=None if plan is None else _verification_of(plan, folder),
@@ -170,7 +172,7 @@ def draw(material: Material) -> Iterable[Drawn]:
         section="curves",
         stem="loss_curves",
         caption="Smoothed training loss at the best learning rate tried, every seed.",
-        figure=figures.loss_curves(material.results),
+        figure=figures.loss_curves(material.results, material.labels),
     )
 
 

@@ -39,7 +39,7 @@ class PlanSection:
 def summary(results: Sequence[TrialResult], planned: int, fit: SweepFit) -> str:
     """One sentence on what was run."""
     diverged = sum(result.status is TrialStatus.DIVERGED for result in results)
-    names = ", ".join(dict.fromkeys(result.trial.run.optimizer.name for result in results))
+    names = ", ".join(dict.fromkeys(surface.optimizer for surface in fit.surfaces))
     widths = ", ".join(str(width) for width in sorted({surface.width for surface in fit.surfaces}))
     missing = planned - len(results)
     return (
@@ -163,7 +163,7 @@ def _plan_section(plan: OptimizerPlan) -> PlanSection:
             columns=("role", "effective lr", "lr rule", "weight decay", "init", "forward multiplier", "Adam eps"),
             rows=tuple(
                 (
-                    role.role.value,
+                    name,
                     f"{role.effective_lr:.4g}",
                     _power(role.rule.lr),
                     f"{role.weight_decay:g}",
@@ -171,7 +171,7 @@ def _plan_section(plan: OptimizerPlan) -> PlanSection:
                     f"{role.forward_multiplier:g}",
                     f"{role.adam_eps:.2g}",
                 )
-                for role in plan.roles
+                for name, role in plan.named_roles
             ),
             words=frozenset({0, 4}),
         ),

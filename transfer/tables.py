@@ -160,9 +160,9 @@ def show_plan(plan: "TransferPlan") -> None:
             f"expected excess {estimate(optimizer.expected_excess_loss)}"
         )
         table = _table(title, "role", "effective lr", "weight decay", "init", "forward multiplier")
-        for role in optimizer.roles:
+        for name, role in optimizer.named_roles:
             row = (f"{role.effective_lr:.4g}", f"{role.weight_decay:g}", role.init, f"{role.forward_multiplier:g}")
-            table.add_row(role.role.value, *row)
+            table.add_row(name, *row)
         _print(table)
         print(f"  rests on {optimizer.rests_on}")
         for caveat in optimizer.caveats:

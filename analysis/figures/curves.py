@@ -9,23 +9,23 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from analysis.figures import style
-from analysis.surface import Series, Surface, fields_of, surfaces
+from analysis.surface import NO_LABELS, Labels, Series, Surface, fields_of, label_of, surfaces
 from sweeps.trial import TrialResult
 
 _BURN_IN = 0.25  # of the tokens: losses before are cut off, to show how far apart the curves end
 
 
 @style.styled
-def loss_curves(results: Iterable[TrialResult]) -> Figure:
+def loss_curves(results: Iterable[TrialResult], labels: Labels = NO_LABELS) -> Figure:
     """A panel a series: smoothed training loss over tokens, every seed, at the best learning rate tried."""
     results = list(results)
     by_series: dict[Series, list[Surface]] = defaultdict(list)
-    for surface in surfaces(results):
+    for surface in surfaces(results, labels=labels):
         by_series[surface.series].append(surface)
     figure, axes = style.panels(len(by_series), height=3.6)
     looks = style.width_looks(surface.width for members in by_series.values() for surface in members)
     for (series, members), ax in zip(by_series.items(), axes, strict=True):
-        best = {surface.width: _best_trials(surface, results) for surface in members}
+        best = {surface.width: _best_trials(surface, results, labels) for surface in members}
         for width, trials in best.items():
             for trial in trials:
                 _draw_curve(ax, trial, looks[width]["color"])
@@ -46,14 +46,15 @@ def _best_value(surface: Surface) -> float | None:
     return min(((mean, x) for mean, x in means if mean is not None), default=(None, None))[1]
 
 
-def _best_trials(surface: Surface, results: Sequence[TrialResult]) -> list[TrialResult]:
+def _best_trials(surface: Surface, results: Sequence[TrialResult], labels: Labels) -> list[TrialResult]:
     """Every seed's trial at the best value."""
     best = _best_value(surface)
-    wanted = {**dict(surface.fixed), "optimizer.name": surface.optimizer, "model.width": surface.width}
+    wanted = {**dict(surface.fixed), "model.width": surface.width}
     return [
         result
         for result in results
         if result.validation_loss is not None
+        and label_of(result, labels) == surface.optimizer
         and wanted.items() <= (fields := fields_of(result)).items()
         and math.log2(fields[surface.hp]) == best
     ]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from proxy_models.optimizer_config import PolarDtype, PolarSchedule
+from proxy_models.optimizer_config import PolarConfig, PolarDtype, PolarSchedule, ShapeFactor
 from proxy_models.polar_schedules import Step, polar_steps
 
 _TINY = 1e-7
@@ -13,23 +13,56 @@ _CHUNK_FLOATS = 2**16
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
+def polar_factor(matrices: Tensor, config: PolarConfig) -> Tensor:
+    """`orthogonalize` with a config's schedule, steps and dtype."""
+    return orthogonalize(matrices, schedule=config.ns_schedule, n_steps=config.ns_steps, dtype=config.ns_dtype)
+
+
 def orthogonalize(matrices: Tensor, *, schedule: PolarSchedule, n_steps: int, dtype: PolarDtype) -> Tensor:
     """Polar factors of (..., fan_out, fan_in), by Newton-Schulz steps in `dtype`, or exactly by `svd`.
 
     Returned in the input's dtype. A zero matrix stays zero under Newton-Schulz.
     """
     if schedule == "svd":
-        return _exact(matrices)
-    if matrices.dtype == torch.float64:  # tests: the schedule itself, without rounding
-        return newton_schulz(matrices, polar_steps(schedule, n_steps))
-    return newton_schulz(matrices.to(_DTYPES[dtype]), polar_steps(schedule, n_steps)).to(matrices.dtype)
+        u, _, vh = decompose(matrices)
+        return u @ vh
+    return newton_schulz(_as(matrices, dtype), polar_steps(schedule, n_steps)).to(matrices.dtype)
 
 
-def _exact(matrices: Tensor) -> Tensor:
-    """U V^T; NaN for a matrix that is not finite, on which the batched decomposition would fail as a whole."""
+def orthogonalize_diagonal(vectors: Tensor, *, schedule: PolarSchedule, n_steps: int, dtype: PolarDtype) -> Tensor:
+    """The diagonals of `orthogonalize` of diagonal matrices, in O(n): (..., n) to (..., n).
+
+    Newton-Schulz steps keep a matrix diagonal and act on each entry alone. By `svd` it is the sign.
+    """
+    if schedule == "svd":
+        return vectors.sign().where(vectors.isfinite(), torch.nan)
+    x = _as(vectors, dtype)
+    x = x / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) + _TINY)
+    for step in polar_steps(schedule, n_steps):
+        square, polynomial = x * x, torch.full_like(x, step[-1])
+        for c in step[-2::-1]:
+            polynomial = polynomial * square + c
+        x = x * polynomial
+    return x.to(vectors.dtype)
+
+
+def decompose(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """U, S, V^T of the reduced singular value decomposition; U is NaN for a matrix that is not finite.
+
+    (On one such matrix the batched decomposition would fail as a whole.)
+    """
     finite = matrices.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
-    u, _, vh = torch.linalg.svd(matrices.where(finite, 0.0), full_matrices=False)
-    return (u @ vh).where(finite, torch.nan)
+    u, s, vh = torch.linalg.svd(matrices.where(finite, 0.0), full_matrices=False)
+    return u.where(finite, torch.nan), s, vh
+
+
+def shape_factor(kind: ShapeFactor, fan_out: int, fan_in: int) -> float:
+    """What multiplies an orthogonalized (fan_out, fan_in) update."""
+    return {
+        "spectral": (fan_out / fan_in) ** 0.5,
+        "max1": max(1.0, fan_out / fan_in) ** 0.5,
+        "rms_match": 0.2 * max(fan_out, fan_in) ** 0.5,
+    }[kind]
 
 
 def newton_schulz(matrices: Tensor, steps: tuple[Step, ...]) -> Tensor:
@@ -42,6 +75,11 @@ def newton_schulz(matrices: Tensor, steps: tuple[Step, ...]) -> Tensor:
     x = torch.cat([_iterate(part, steps) for part in x.split(chunk)])
     x = x.reshape(*batch_shape, *x.shape[-2:])
     return x.mT if tall else x
+
+
+def _as(x: Tensor, dtype: PolarDtype) -> Tensor:
+    """In the iteration's dtype; float64, which only tests use, stays: the schedule itself, without rounding."""
+    return x if x.dtype == torch.float64 else x.to(_DTYPES[dtype])
 
 
 def _iterate(x: Tensor, steps: tuple[Step, ...]) -> Tensor:

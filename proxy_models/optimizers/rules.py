@@ -1,4 +1,4 @@
-"""How each optimizer turns a stacked gradient into an update direction.
+"""How an optimizer turns a stacked gradient into an update direction.
 
 Tensors are (members, layers, fan_out, fan_in) or (members, layers, size). A rule is a record of its settings;
 its state is a dict of tensors of its own, so that a state can be counted, saved and stacked. No operation
@@ -11,11 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from proxy_models.optimizer_config import Muon, ShapeFactor, UnitNorm
-from proxy_models.optimizers.orthogonalize import orthogonalize
+from proxy_models.optimizer_config import MomentumForm
 
 State = dict[str, Tensor]
-_TINY = 1e-8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +24,8 @@ class Coefficients:
     beta2: Tensor
     eps: Tensor
     momentum: Tensor
+    orthogonal_frac: Tensor
+    sign_lr_ratio: Tensor
 
 
 class UpdateRule(Protocol):
@@ -34,8 +34,14 @@ class UpdateRule(Protocol):
     def init(self, weight: Tensor) -> State: ...
 
     def direction(self, gradient: Tensor, state: State, c: Coefficients, step: int) -> Tensor:
-        """Advance `state` in place and return the direction. `step` counts from 1."""
+        """Advance `state` in place and return the direction, a tensor of its own. `step` counts from 1."""
         ...
+
+
+class Transform(Protocol):
+    """What a (possibly averaged) gradient becomes. Returns a new tensor and leaves `x` as it was."""
+
+    def __call__(self, x: Tensor, c: Coefficients) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +49,10 @@ class Adam:
     """Kingma and Ba 2015 (arXiv:1412.6980), Algorithm 1, with torch's placement of eps."""
 
     def init(self, weight: Tensor) -> State:
-        return {"mean": torch.zeros_like(weight), "square": torch.zeros_like(weight)}
+        return {"momentum": torch.zeros_like(weight), "square": torch.zeros_like(weight)}
 
     def direction(self, gradient: Tensor, state: State, c: Coefficients, step: int) -> Tensor:
-        mean, square = state["mean"], state["square"]
+        mean, square = state["momentum"], state["square"]
         mean.lerp_(gradient, 1 - c.beta1)
         square.lerp_(gradient.square(), 1 - c.beta2)
         denominator = square.div(1 - c.beta2**step).sqrt_().add_(c.eps)
@@ -54,92 +60,53 @@ class Adam:
 
 
 @dataclass(frozen=True, slots=True)
-class OrthogonalMomentum:
-    """Muon's update (Jordan et al. 2024): orthogonalized momentum times the shape factor."""
+class Memoryless:
+    """A transform of the gradient itself."""
 
-    config: Muon
+    transform: Transform
+
+    def init(self, weight: Tensor) -> State:
+        return {}
+
+    def direction(self, gradient: Tensor, state: State, c: Coefficients, step: int) -> Tensor:
+        return self.transform(gradient, c)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Averaged:
+    """A transform of averaged gradients: an exponential average, or `additive`, M <- momentum*M + G.
+
+    No bias correction. With Nesterov's step the average looks one step ahead, as in torch.optim.SGD and Muon.
+    """
+
+    transform: Transform
+    nesterov: bool = False
+    form: MomentumForm = "ema"
 
     def init(self, weight: Tensor) -> State:
         return {"momentum": torch.zeros_like(weight)}
 
     def direction(self, gradient: Tensor, state: State, c: Coefficients, step: int) -> Tensor:
         momentum = state["momentum"]
-        momentum.lerp_(gradient, 1 - c.momentum)
-        config = self.config
-        ahead = gradient.lerp(momentum, c.momentum) if config.nesterov else momentum
-        polar = orthogonalize(ahead, schedule=config.ns_schedule, n_steps=config.ns_steps, dtype=config.ns_dtype)
-        return polar.mul_(shape_factor(config.shape_factor, *gradient.shape[-2:]))
+        if self.form == "additive":
+            momentum.mul_(c.momentum).add_(gradient)
+        else:
+            momentum.lerp_(gradient, 1 - c.momentum)
+        return self.transform(self.averaged(gradient, state, c), c)
+
+    def averaged(self, gradient: Tensor, state: State, c: Coefficients) -> Tensor:
+        """What is transformed, once `state` has seen `gradient`."""
+        momentum = state["momentum"]
+        if not self.nesterov:
+            return momentum
+        return gradient + c.momentum * momentum if self.form == "additive" else gradient.lerp(momentum, c.momentum)
 
 
-def shape_factor(kind: ShapeFactor, fan_out: int, fan_in: int) -> float:
-    """What multiplies an orthogonalized (fan_out, fan_in) update."""
-    return {
-        "spectral": (fan_out / fan_in) ** 0.5,
-        "max1": max(1.0, fan_out / fan_in) ** 0.5,
-        "rms_match": 0.2 * max(fan_out, fan_in) ** 0.5,
-    }[kind]
+def plain(x: Tensor, c: Coefficients) -> Tensor:
+    """The gradient as it is."""
+    return x.clone()
 
 
-@dataclass(frozen=True, slots=True)
-class UnitNormalized:
-    """SCALE's update without momentum: each output unit's gradient divided by its size over the inputs.
-
-    `input_axis` is the axis of the inputs of a unit: -1 for a matrix (fan_out, fan_in); -2 for an embedding
-    table (vocab, width), whose output units are its columns.
-    """
-
-    unit_norm: UnitNorm
-    input_axis: int
-
-    def init(self, weight: Tensor) -> State:
-        return {}
-
-    def direction(self, gradient: Tensor, state: State, c: Coefficients, step: int) -> Tensor:
-        return normalize_units(gradient, self.unit_norm, self.input_axis)
-
-
-@dataclass(frozen=True, slots=True)
-class UnitNormalizedMomentum:
-    """SCALE's update of the readout: the same, of an exponential average of gradients (no bias correction)."""
-
-    unit_norm: UnitNorm
-
-    def init(self, weight: Tensor) -> State:
-        return {"momentum": torch.zeros_like(weight)}
-
-    def direction(self, gradient: Tensor, state: State, c: Coefficients, step: int) -> Tensor:
-        return normalize_units(state["momentum"].lerp_(gradient, 1 - c.momentum), self.unit_norm, -1)
-
-
-def normalize_units(x: Tensor, unit_norm: UnitNorm, input_axis: int) -> Tensor:
-    """Each unit over its RMS or its L2 norm; a unit of zeros stays zero."""
-    squares = x.square()
-    size = squares.mean(input_axis, keepdim=True) if unit_norm == "rms" else squares.sum(input_axis, keepdim=True)
-    return x / size.sqrt_().clamp_(min=_TINY)
-
-
-@dataclass(frozen=True, slots=True)
-class Momentum:
-    """Heavy-ball momentum, as torch.optim.SGD without dampening."""
-
-    nesterov: bool
-
-    def init(self, weight: Tensor) -> State:
-        return {"momentum": torch.zeros_like(weight)}
-
-    def direction(self, gradient: Tensor, state: State, c: Coefficients, step: int) -> Tensor:
-        momentum = state["momentum"].mul_(c.momentum).add_(gradient)
-        return gradient + c.momentum * momentum if self.nesterov else momentum.clone()
-
-
-@dataclass(frozen=True, slots=True)
-class SignMomentum:
-    """The sign of an exponential average of gradients."""
-
-    def init(self, weight: Tensor) -> State:
-        return {"momentum": torch.zeros_like(weight)}
-
-    def direction(self, gradient: Tensor, state: State, c: Coefficients, step: int) -> Tensor:
-        momentum = state["momentum"].lerp_(gradient, 1 - c.momentum)
-        # torch's sign of NaN is 0, which would hide that a run has diverged.
-        return momentum.sign().where(momentum.isfinite(), torch.nan)
+def sign(x: Tensor, c: Coefficients) -> Tensor:
+    """-1, 0 or 1; NaN where x is not finite. torch's sign of NaN is 0, which would hide that a run has diverged."""
+    return x.sign().where(x.isfinite(), torch.nan)

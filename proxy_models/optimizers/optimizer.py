@@ -1,0 +1,165 @@
+"""One step over the stacks of a pack.
+
+Clipping, decoupled weight decay and the schedule are the same for every optimizer, so they stand here once;
+a rule gives only the direction.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from proxy_models.config import RunConfig
+from proxy_models.optimizer_config import Switch
+from proxy_models.optimizers.rules import Coefficients, State, UpdateRule
+from proxy_models.optimizers.update_rules import update_rule
+from proxy_models.parametrization import scale_role
+from proxy_models.stacks import Stack
+
+_CLIP_TINY = 1e-6  # as torch.nn.utils.clip_grad_norm_
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Update:
+    """What one stack is about to be moved by. Its tensors change after the step: copy what is to stay."""
+
+    stack: Stack
+    rule: UpdateRule
+    state: State
+    coefficients: Coefficients
+    gradient: Tensor  # clipped
+    direction: Tensor
+    lr: Tensor  # effective and scheduled, (members, 1, ...)
+
+
+Observe = Callable[[Update], None]
+
+
+class Stepper(Protocol):
+    """What a training loop needs of an optimizer."""
+
+    @property
+    def step_count(self) -> int: ...
+
+    def step(self, gradients: Sequence[Tensor], schedule_factors: Tensor, observe: Observe | None = None) -> None:
+        """One update in place. `schedule_factors` (members,) multiplies each group's own peak."""
+        ...
+
+
+def make_optimizer(layouts: Sequence[Stack], weights: Sequence[Tensor], runs: Sequence[RunConfig]) -> Stepper:
+    """The optimizer of a pack whose members share one optimizer config and differ in hyperparameters."""
+    if len(runs[0].phases) == 1:
+        return Optimizer(layouts, weights, runs)
+    return SwitchingOptimizer(layouts, weights, runs)
+
+
+class Optimizer:
+    """Steps the stacks of a pack with one optimizer."""
+
+    def __init__(self, layouts: Sequence[Stack], weights: Sequence[Tensor], runs: Sequence[RunConfig]) -> None:
+        self.layouts, self.weights = tuple(layouts), list(weights)
+        (_, first), *more = runs[0].phases
+        assert not more, "an optimizer that is switched has phases, and each of them an Optimizer"
+        self.rules = [update_rule(first.optimizer, stack.role) for stack in layouts]  # type: ignore[arg-type]
+        self.states: list[State] = [
+            rule.init(weight.detach()) for rule, weight in zip(self.rules, weights, strict=True)
+        ]
+        self.step_count = 0
+        self.births = [0] * len(self.states)  # the step count at which each state began
+        scales = [[scale_role(run, stack.role) for run in runs] for stack in layouts]
+        stacks = list(zip(weights, scales, strict=True))
+        self.peak_lrs = [_per_member([s.effective_lr for s in scale], w) for w, scale in stacks]
+        self.weight_decays = [_per_member([s.effective_weight_decay for s in scale], w) for w, scale in stacks]
+        self.coefficients = [
+            Coefficients(
+                beta1=_per_member([run.hparams.beta1 for run in runs], w),
+                beta2=_per_member([run.hparams.beta2 for run in runs], w),
+                eps=_per_member([s.effective_eps for s in scale], w),
+                momentum=_per_member([run.hparams.momentum for run in runs], w),
+                orthogonal_frac=_per_member([run.hparams.orthogonal_frac for run in runs], w),
+                sign_lr_ratio=_per_member([s.effective_sign_lr_ratio for s in scale], w),
+            )
+            for w, scale in stacks
+        ]
+        clips = [torch.inf if run.hparams.clip_norm is None else run.hparams.clip_norm for run in runs]
+        self.clip_norms = weights[0].new_tensor(clips)  # (members,)
+        self.clips = any(run.hparams.clip_norm is not None for run in runs)
+
+    @torch.no_grad()
+    def step(self, gradients: Sequence[Tensor], schedule_factors: Tensor, observe: Observe | None = None) -> None:
+        """See `Stepper`."""
+        self.step_count += 1
+        if self.clips:
+            clip = clip_factors(gradients, self.clip_norms)
+            gradients = [gradient * _broadcast(clip, gradient) for gradient in gradients]
+        for i, (weight, gradient) in enumerate(zip(self.weights, gradients, strict=True)):
+            rule, state, coefficients = self.rules[i], self.states[i], self.coefficients[i]
+            direction = rule.direction(gradient, state, coefficients, self.step_count - self.births[i])
+            lr = self.peak_lrs[i] * _broadcast(schedule_factors, weight)
+            if observe is not None:
+                observe(
+                    Update(
+                        stack=self.layouts[i],
+                        rule=rule,
+                        state=state,
+                        coefficients=coefficients,
+                        gradient=gradient,
+                        direction=direction,
+                        lr=lr,
+                    )
+                )
+            weight.mul_(1 - lr * self.weight_decays[i]).sub_(direction.mul_(lr))
+
+    def take_over(self, before: "Optimizer", *, keep_states: bool) -> None:
+        """Go on where another optimizer of the same stacks stopped.
+
+        A state is carried over where the other has every tensor that it needs, in the same shape.
+        """
+        self.step_count = before.step_count
+        self.births = [before.step_count] * len(self.states)
+        for i, (state, old) in enumerate(zip(self.states, before.states, strict=True)):
+            if keep_states and state and all(key in old and old[key].shape == t.shape for key, t in state.items()):
+                self.states[i] = {key: old[key] for key in state}
+                self.births[i] = before.births[i]
+
+
+class SwitchingOptimizer:
+    """One optimizer up to a step, then another on the same weights."""
+
+    def __init__(self, layouts: Sequence[Stack], weights: Sequence[Tensor], runs: Sequence[RunConfig]) -> None:
+        phases = [run.phases for run in runs]
+        switches = {start for _, (start, _) in phases}
+        assert len(switches) == 1, f"members of a pack must switch at one step, got {sorted(switches)}"
+        self.switch_step = switches.pop()
+        switch = runs[0].optimizer
+        assert isinstance(switch, Switch)
+        self.keep_states = switch.states == "keep"
+        self.current, self.next = (Optimizer(layouts, weights, [phase[i][1] for phase in phases]) for i in range(2))
+
+    @property
+    def step_count(self) -> int:
+        return self.current.step_count
+
+    def step(self, gradients: Sequence[Tensor], schedule_factors: Tensor, observe: Observe | None = None) -> None:
+        """See `Stepper`."""
+        if self.current.step_count == self.switch_step:
+            self.next.take_over(self.current, keep_states=self.keep_states)
+            self.current = self.next
+        self.current.step(gradients, schedule_factors, observe)
+
+
+def clip_factors(gradients: Sequence[Tensor], clip_norms: Tensor) -> Tensor:
+    """Per member, what brings its global gradient norm down to clip_norm; 1 where it is below. (members,)"""
+    squares = sum(gradient.square().flatten(1).sum(1) for gradient in gradients)
+    assert isinstance(squares, Tensor)
+    return (clip_norms / (squares.sqrt() + _CLIP_TINY)).clamp(max=1.0)
+
+
+def _broadcast(per_member: Tensor, like: Tensor) -> Tensor:
+    return per_member.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _per_member(values: Sequence[float], like: Tensor) -> Tensor:
+    return _broadcast(like.new_tensor(values), like)

@@ -27,7 +27,7 @@ class Stack:
     names: tuple[str, ...]
 
 
-def build_model(run: RunConfig) -> nn.Module:
+def build_model(run: RunConfig) -> Transformer:
     """The module of a run, on the meta device: its weights live in stacks."""
     multipliers = {role: scale_role(run, role).forward_multiplier for role in Role}
     return Transformer(run.model, multipliers)

@@ -14,7 +14,8 @@ from torch.func import functional_call
 from proxy_models.accounting import forward_flops_per_token
 from proxy_models.config import RunConfig
 from proxy_models.data import TokenData, batch, validation_windows
-from proxy_models.optimizers import make_optimizer
+from proxy_models.diagnostics import Diagnostic, diagnose
+from proxy_models.optimizers import Observe, make_optimizer
 from proxy_models.schedule import schedule_factor
 from proxy_models.stacks import build_model, initialize, layout, parameters_of
 from proxy_models.transformer import Tap
@@ -41,6 +42,7 @@ class TrainOutcome:
     tokens_per_second: float
     flops: float  # model FLOPs of the steps taken
     flops_utilization: float  # model FLOP/s over this process's matmul peak
+    diagnostics: tuple[Diagnostic, ...] = ()
 
 
 class Training:
@@ -53,12 +55,12 @@ class Training:
         self.weights = [initialize(stack, [run]).requires_grad_() for stack in self.layouts]
         self.optimizer = make_optimizer(self.layouts, self.weights, [run])
 
-    def step(self) -> float:
-        """One update; returns the loss before it, in nats per token."""
+    def step(self, observe: Observe | None = None) -> float:
+        """One update, which `observe` sees for each stack; returns the loss before it, in nats per token."""
         step = self.optimizer.step_count
         loss = self._losses(self.windows(step)).mean()
         gradients = torch.autograd.grad(loss, self.weights)
-        self.optimizer.step(gradients, torch.tensor([schedule_factor(self.run, step)]))
+        self.optimizer.step(gradients, torch.tensor([schedule_factor(self.run, step)]), observe)
         return loss.item()
 
     def windows(self, step: int) -> Tensor:
@@ -96,17 +98,26 @@ class Training:
         return losses.mean().item(), (losses.std() / math.sqrt(len(losses))).item()
 
 
-def train(runs: Sequence[RunConfig], data: TokenData, *, on_step: OnStep | None = None) -> Iterator[TrainOutcome]:
+def train(
+    runs: Sequence[RunConfig], data: TokenData, *, on_step: OnStep | None = None, diagnose_every: int | None = None
+) -> Iterator[TrainOutcome]:
     """Train a pack, member after member; yields each outcome as soon as it is known.
 
-    `on_step(member, steps done)` is called after every update.
+    `on_step(member, steps done)` is called after every update. With `diagnose_every`, diagnostics of the first
+    update and of every so many after it; they change no other number.
     """
     for member, run in enumerate(runs):
-        yield _train_one(run, data, lambda done, member=member: on_step(member, done) if on_step else None)
+        yield _train_one(
+            run, data, lambda done, member=member: on_step(member, done) if on_step else None, diagnose_every
+        )
 
 
-def _train_one(run: RunConfig, data: TokenData, on_step: Callable[[int], None]) -> TrainOutcome:
+def _train_one(
+    run: RunConfig, data: TokenData, on_step: Callable[[int], None], diagnose_every: int | None
+) -> TrainOutcome:
     training = Training(run, data)
+    diagnostics: list[Diagnostic] = []
+    places = training.model.places()
     every = max(1, run.steps // CURVE_POINTS)
     smooth, first_loss = Smoothed(CURVE_EMA_STEPS), math.nan
     steps: list[int] = []
@@ -115,8 +126,11 @@ def _train_one(run: RunConfig, data: TokenData, on_step: Callable[[int], None]) 
     start = time.perf_counter()
     done = 0
     while done < run.steps and diverged_step is None:
-        loss = training.step()
+        asked = diagnose_every is not None and done % diagnose_every == 0
         done += 1
+        loss = training.step(
+            (lambda update, at=done: diagnostics.extend(diagnose(update, step=at, places=places))) if asked else None
+        )
         first_loss = loss if done == 1 else first_loss
         if not loss <= DIVERGENCE_FACTOR * first_loss:  # also catches NaN
             diverged_step = done
@@ -144,6 +158,7 @@ def _train_one(run: RunConfig, data: TokenData, on_step: Callable[[int], None]) 
         tokens_per_second=tokens / seconds,
         flops=flops,
         flops_utilization=flops / seconds / matmul_peak(),
+        diagnostics=tuple(diagnostics),
     )
 
 

@@ -118,6 +118,16 @@ class Transformer(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
+    def places(self) -> dict[str, tuple[int, str]]:
+        """Depth and kind of every matrix in a block by its parameter's name: `attention.query` in block 0."""
+        return {
+            f"{prefix}{name}.weight": (depth, name)
+            for depth, block in enumerate(self.blocks)
+            for prefix in [f"blocks.{depth}."]
+            for name, module in block.named_modules()
+            if isinstance(module, Matrix)
+        }
+
     def forward(self, tokens: Tensor, tap: Tap = _ignore) -> Tensor:
         length = tokens.shape[1]
         cos, sin = self.cos[:length], self.sin[:length]

@@ -13,6 +13,7 @@ class Pack:
     """Trials of one shape, trained by one worker one after the other or stacked."""
 
     trials: tuple[Trial, ...]
+    diagnose_every: int | None = None  # steps between diagnostics; None: none are recorded
 
     def __post_init__(self) -> None:
         if not self.trials:
@@ -33,7 +34,7 @@ def shape_of(trial: Trial) -> Trial:
     return replace(trial, run=replace(trial.run, seed=0, hparams=erased))
 
 
-def make_packs(trials: Sequence[Trial], size: int) -> tuple[Pack, ...]:
+def make_packs(trials: Sequence[Trial], size: int, *, diagnose_every: int | None = None) -> tuple[Pack, ...]:
     """Split trials into packs of one shape and at most `size` trials, the most FLOPs first.
 
     Workers take packs in this order, so the last ones running are the shortest.
@@ -47,7 +48,7 @@ def make_packs(trials: Sequence[Trial], size: int) -> tuple[Pack, ...]:
     for trial in trials:
         groups.setdefault(shape_of(trial), []).append(trial)
     packs = [
-        Pack(trials=tuple(group[start : start + size]))
+        Pack(trials=tuple(group[start : start + size]), diagnose_every=diagnose_every)
         for group in groups.values()
         for start in range(0, len(group), size)
     ]

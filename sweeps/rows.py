@@ -2,15 +2,20 @@
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from proxy_models.config import HParams, run_config_from_dict
 from sweeps.trial import NUMERICS_VERSION, Trial, TrialResult, TrialStatus, canonical_json, identity_hash
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from proxy_models.diagnostics import Diagnostic
 
 SCHEMA_VERSION = 1  # of these columns; written into every file
 _VERSION_KEY = "schema_version"
@@ -131,6 +136,25 @@ def from_parquet(content: bytes) -> tuple[str, TrialResult]:
         return _result_of(rows[0])
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedRowError(f"holds no valid result: {type(error).__name__}: {error}") from error
+
+
+_DIAGNOSTICS = pa.schema(
+    {"step": pa.int64(), "depth": pa.int64(), "kind": pa.string(), "quantity": pa.string(), "value": pa.float64()}
+)
+
+
+def diagnostics_to_parquet(diagnostics: "Sequence[Diagnostic]") -> bytes:
+    """One row each."""
+    sink = io.BytesIO()
+    rows = [asdict(diagnostic) for diagnostic in diagnostics]
+    pq.write_table(pa.Table.from_pylist(rows, schema=_DIAGNOSTICS), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def diagnostics_from_parquet(content: bytes) -> "pd.DataFrame":
+    """Inverse of `diagnostics_to_parquet`, as a frame."""
+    frame: pd.DataFrame = pq.read_table(io.BytesIO(content)).to_pandas()
+    return frame
 
 
 def _result_of(row: dict[str, Any]) -> tuple[str, TrialResult]:

@@ -111,9 +111,12 @@ def run_sweep(
     workers: int,
     pack_size: int,
     max_attempts: int = 3,
+    diagnose_every: int | None = None,
     on_event: OnEvent,
 ) -> SweepOutcome:
     """Train what has no result yet, trying each trial up to `max_attempts` times.
+
+    With `diagnose_every`, what is trained now also leaves diagnostics; what has a result is not trained for them.
 
     Raises:
         Interrupted: SIGINT or SIGTERM.
@@ -130,7 +133,7 @@ def run_sweep(
             break
         with raising_interrupted():
             backend.execute(
-                make_packs(todo, pack_size),
+                make_packs(todo, pack_size, diagnose_every=diagnose_every),
                 store=store,
                 data_source=data_source,
                 workers=workers,

@@ -68,6 +68,12 @@ class CheckSection(_Section):
     batch_tokens: int | None = Field(default=None, ge=1)
 
 
+class DiagnosticsSection(_Section):
+    """What optimizers do to matrices, recorded while trials train; no part of a trial's identity."""
+
+    every_steps: int = Field(ge=1)
+
+
 class SweepSpec(_Section):
     """A whole sweep, as `load_spec` returns it: every run of its grid is known to be valid."""
 
@@ -79,6 +85,7 @@ class SweepSpec(_Section):
     axes: AxesTable = Field(default_factory=dict)
     optimizers: OptimizersTable
     check: CheckSection = CheckSection()
+    diagnostics: DiagnosticsSection | None = None
     _file: Path = PrivateAttr(default=Path("spec.toml"))
     _text: str = PrivateAttr(default="")
     _data_folder: Path | None = PrivateAttr(default=None)

@@ -1,24 +1,35 @@
 """The ledger of a sweep: one file a result, written once, never overwritten, never deleted.
 
-`trials/<trial_id>.parquet` holds what was learned; `failures/` what went wrong; `set_aside/` damaged files.
+`trials/<trial_id>.parquet` holds what was learned, `diagnostics/<trial_id>.parquet` what the optimizer did where
+that was asked for; `failures/` what went wrong; `set_aside/` damaged files.
 """
 
 import json
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweeps.files import create_if_absent, replace_file
-from sweeps.rows import DamagedRowError, NewerSchemaError, from_parquet, scalar_table, to_parquet
+from sweeps.rows import (
+    DamagedRowError,
+    NewerSchemaError,
+    diagnostics_from_parquet,
+    diagnostics_to_parquet,
+    from_parquet,
+    scalar_table,
+    to_parquet,
+)
 from sweeps.trial import Trial, TrialResult, TrialStatus
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from proxy_models.diagnostics import Diagnostic
 
 Warn = Callable[[str], None]
 _log = logging.getLogger(__name__)
@@ -100,6 +111,18 @@ class ResultStore:
         record = {"trial_id": trial.trial_id, "error": error, "time_ns": now, "provenance": dict(provenance)}
         file = self.folder / "failures" / f"{trial.trial_id}-{now}-{os.getpid()}.json"
         create_if_absent(file, json.dumps(record | {"config": trial.run.to_dict()}, indent=1).encode())
+
+    def record_diagnostics(self, trial_id: str, diagnostics: "Sequence[Diagnostic]") -> None:
+        """Keep what an optimizer did during a trial. A second recording of a trial changes nothing."""
+        create_if_absent(self._diagnostics_file(trial_id), diagnostics_to_parquet(diagnostics))
+
+    def read_diagnostics(self, trial_id: str) -> "pd.DataFrame | None":
+        """Columns step, depth, kind, quantity and value; None where none were recorded."""
+        file = self._diagnostics_file(trial_id)
+        return diagnostics_from_parquet(file.read_bytes()) if file.exists() else None
+
+    def _diagnostics_file(self, trial_id: str) -> Path:
+        return self.folder / "diagnostics" / f"{trial_id}.parquet"
 
     def last_errors(self) -> dict[str, str]:
         """The latest recorded failure of each trial that ever failed."""

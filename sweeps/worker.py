@@ -35,7 +35,7 @@ def run_pack(pack: Pack, *, data_source: DataSource, store: ResultStore, on_even
     data = _data_of(pack, data_source)
     recorded = store.committed_ids()
     waiting = [trial for trial in pack.trials if trial.trial_id not in recorded]
-    outcomes = train([trial.run for trial in waiting], data)
+    outcomes = train([trial.run for trial in waiting], data, diagnose_every=pack.diagnose_every)
     while waiting:
         trial = waiting.pop(0)
         try:
@@ -43,9 +43,11 @@ def run_pack(pack: Pack, *, data_source: DataSource, store: ResultStore, on_even
         except Exception as error:
             store.record_failure(trial, describe(error), provenance())
             # A generator that raised is finished.
-            outcomes = train([trial.run for trial in waiting], data)
+            outcomes = train([trial.run for trial in waiting], data, diagnose_every=pack.diagnose_every)
         else:
             result = _result_of(trial, outcome)
+            if outcome.diagnostics:  # first, so that a result never lacks what was asked for
+                store.record_diagnostics(trial.trial_id, outcome.diagnostics)
             store.commit(result)
             on_event(TrialFinished(result=result))
 

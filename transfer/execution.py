@@ -60,6 +60,7 @@ def run_trials(
             backend=backend,
             workers=workers,
             pack_size=max(1, min(PACK_SIZE, len(todo) // (4 * workers))),
+            diagnose_every=None if spec.diagnostics is None else spec.diagnostics.every_steps,
             on_event=show,
         )
     failed = outcome.count(TrialStatus.FAILED)

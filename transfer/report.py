@@ -12,6 +12,7 @@ from analysis import figures
 from analysis.fit import SweepFit
 from analysis.surface import Series
 from sweeps.spec import SweepSpec
+from sweeps.store import ResultStore
 from sweeps.trial import TrialResult
 from transfer import folder as folders
 from transfer import pipeline, report_text
@@ -21,6 +22,7 @@ from transfer.plan import OptimizerPlan, TransferPlan
 from transfer.verification import OptimizerVerification, Verification
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
     from proxy_models.coord_check import CoordCheck
@@ -51,6 +53,7 @@ class Material:
     plan: TransferPlan | None
     verification: Verification | None
     check: "CoordCheck | None"
+    diagnostics: tuple[tuple[str, TrialResult, "pd.DataFrame"], ...]  # an optimizer's best widest trial that has any
 
 
 def write_report(folder: Path) -> Path:
@@ -94,7 +97,24 @@ def read_material(folder: Path) -> Material:
         plan=plan,
         verification=None if plan is None else _verification_of(plan, folder),
         check=read_check(folder),
+        diagnostics=tuple(_diagnostics(folder, recorded.results, recorded.labels)),
     )
+
+
+def _diagnostics(
+    folder: Path, results: Iterable[TrialResult], labels: Mapping[str, str]
+) -> Iterable[tuple[str, TrialResult, "pd.DataFrame"]]:
+    store = ResultStore(folder.resolve())
+    ranked = sorted(
+        (r for r in results if r.validation_loss is not None),
+        key=lambda r: (-r.trial.run.model.width, r.validation_loss),
+    )
+    for name in dict.fromkeys(labels.values()):
+        for result in (r for r in ranked if labels[r.trial_id] == name):
+            frame = store.read_diagnostics(result.trial_id)
+            if frame is not None:
+                yield name, result, frame
+                break
 
 
 def _verification_of(plan: TransferPlan, folder: Path) -> Verification | None:
@@ -116,6 +136,7 @@ def text_context(material: Material, data_description: str, seconds: dict[str, f
         "summary": report_text.summary(material.results, material.planned, fit),
         "headline": list(report_text.headline(plan, verification)),
         "headline_table": report_text.headline_table(plan, verification),
+        "comparison_table": report_text.comparison_table(fit, material.results, material.labels),
         "optima_table": report_text.optima_table(fit),
         "drift_lines": list(report_text.drift_lines(fit)),
         "plan_tables": report_text.plan_sections(plan),
@@ -167,6 +188,15 @@ def draw(material: Material) -> Iterable[Drawn]:
             stem="coordinate_check",
             caption="Root mean square of every activation against width, after the last step of the check.",
             figure=figures.coordinate_check(material.check.points),
+        )
+    for name, result, frame in material.diagnostics:
+        run = result.trial.run
+        yield Drawn(
+            section="diagnostics",
+            stem=f"diagnostics_{name}",
+            caption=f"{name} at width {run.model.width}, lr {run.hparams.lr:.3g}: what it did to the hidden matrices, "
+            "by layer, geometric means over blocks. Singular values are those of the momentum at Frobenius norm 1.",
+            figure=figures.optimizer_diagnostics(frame, name),
         )
     yield Drawn(
         section="curves",

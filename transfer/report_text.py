@@ -4,12 +4,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from analysis.drift import Drift
 from analysis.fit import SweepFit
 from analysis.optimum import Optimum
+from analysis.surface import label_of
+from proxy_models.accounting import memory
 from sweeps.trial import TrialResult, TrialStatus
 from transfer.console import duration
 from transfer.plan import Estimate, OptimizerPlan, TransferPlan
-from transfer.tables import estimate, flops, interval, power_of_two
+from transfer.tables import estimate, flops, interval, power_of_two, size
 from transfer.verification import OptimizerVerification, Verification
 
 if TYPE_CHECKING:
@@ -109,6 +112,47 @@ def _headline_row(plan: OptimizerPlan, measured: OptimizerVerification | None) -
         estimate(plan.expected_excess_loss),
         _number(measured.excess_loss if measured else None),
     )
+
+
+def comparison_table(fit: SweepFit, results: Sequence[TrialResult], labels: Mapping[str, str]) -> TextTable | None:
+    """Loss, drift, memory and time of each series at its widest proxy, best first; None with a single one."""
+    drifts = {drift.series: drift for drift in fit.drifts}
+    rows = [
+        (optima[-1], drifts.get(series), _trials_of(optima[-1], results, labels))
+        for series in fit.series
+        if (optima := fit.optima_of(series))
+    ]
+    if len(rows) < 2:
+        return None
+    rows.sort(key=lambda row: row[0].loss)
+    return TextTable(
+        columns=("optimizer", "width", "best loss", "best lr", "drift, octaves an octave", "memory", "time a step"),
+        rows=tuple(_comparison_row(*row) for row in rows),
+    )
+
+
+def _comparison_row(best: Optimum, drift: Drift | None, trials: Sequence[TrialResult]) -> tuple[str, ...]:
+    run = trials[0].trial.run
+    milliseconds = sorted(
+        1e3 * run.hparams.batch_tokens / trial.tokens_per_second for trial in trials if trial.tokens_per_second > 0
+    )
+    return (
+        str(best.series),
+        str(best.width),
+        f"{best.loss:.3f}{interval(best.loss_interval, 3)}",
+        power_of_two(best.log2_value) + (f", {best.edge} edge" if best.edge else ""),
+        "-" if drift is None else f"{drift.slope:+.2f}{interval(drift.slope_interval, 2)}",
+        size(memory(run.model, run.optimizer).total),
+        f"{milliseconds[len(milliseconds) // 2]:.1f} ms" if milliseconds else "-",
+    )
+
+
+def _trials_of(optimum: Optimum, results: Sequence[TrialResult], labels: Mapping[str, str]) -> Sequence[TrialResult]:
+    return [
+        result
+        for result in results
+        if label_of(result, labels) == optimum.optimizer and result.trial.run.model.width == optimum.width
+    ]
 
 
 def optima_table(fit: SweepFit) -> TextTable:

@@ -58,8 +58,11 @@ def flops(value: float) -> str:
 
 
 def size(value: float) -> str:
-    """Bytes as 12 MB or 3.4 GB."""
-    return f"{value / 1e9:.1f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"
+    """Bytes as 3.4 GB, 12 MB, 1.2 MB or 340 kB."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if value >= unit:
+            return f"{value / unit:.{0 if value >= 10 * unit and name == 'MB' else 1}f} {name}"
+    return f"{value / 1e3:.0f} kB"
 
 
 def show_costs(sweep: str, costs: "Sequence[Cost]") -> None:

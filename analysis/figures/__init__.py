@@ -2,6 +2,7 @@
 
 from analysis.figures.coordinates import CoordPoint, coordinate_check
 from analysis.figures.curves import loss_curves
+from analysis.figures.diagnostics import optimizer_diagnostics
 from analysis.figures.losses import loss_against_lr
 from analysis.figures.scaling import drift, loss_against_width
 from analysis.figures.style import save
@@ -16,6 +17,7 @@ __all__ = [
     "loss_against_lr",
     "loss_against_width",
     "loss_curves",
+    "optimizer_diagnostics",
     "predicted_against_measured",
     "save",
 ]

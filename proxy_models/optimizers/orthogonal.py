@@ -116,7 +116,7 @@ class RowNormalizedPolar:
         return {"momentum": torch.zeros_like(weight), "row_square": torch.zeros_like(weight[..., :1])}
 
     def direction(self, gradient: Tensor, state: State, c: Coefficients, step: int) -> Tensor:
-        polar = self._averaged.direction(gradient, state, c, step)
+        polar = self.average.direction(gradient, state, c, step)
         before = torch.linalg.matrix_norm(polar, keepdim=True)
         row_square = state["row_square"].lerp_(polar.square().mean(-1, keepdim=True), 1 - c.beta2)
         polar.div_(row_square.sqrt().clamp_(min=_TINY))
@@ -124,9 +124,11 @@ class RowNormalizedPolar:
         return polar.mul_(before / after * shape_factor(self.config.shape_factor, *gradient.shape[-2:]))
 
     @property
-    def _averaged(self) -> Averaged:
+    def average(self) -> Averaged:
+        """The momentum, and its polar factor as direction."""
         config = self.config
-        return Averaged(transform=self._polar, nesterov=config.nesterov, form=config.momentum_form)
+        return Averaged(transform=lambda x, c: self.polar(x), nesterov=config.nesterov, form=config.momentum_form)
 
-    def _polar(self, x: Tensor, c: Coefficients) -> Tensor:
+    def polar(self, x: Tensor) -> Tensor:
+        """Before the rows are divided."""
         return polar_factor(x, self.config)

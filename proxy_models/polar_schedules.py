@@ -71,13 +71,13 @@ def scalar_map(steps: Sequence[Step], singular_values: npt.ArrayLike) -> npt.NDA
 def smallest_lifted(steps: Sequence[Step], threshold: float) -> float | None:
     """The smallest singular value from which on every larger one, up to 1, ends at `threshold` or above.
 
-    None where none does. To three digits, on a logarithmic grid.
+    None where none below 1 does. To three digits, on a logarithmic grid.
     """
     grid = np.geomspace(1e-8, 1.0, 20_001)
     below = np.flatnonzero(scalar_map(steps, grid) < threshold)
     if not len(below):
         return float(grid[0])
-    return float(grid[below[-1] + 1]) if below[-1] + 1 < len(grid) else None
+    return float(grid[below[-1] + 1]) if below[-1] + 2 < len(grid) else None
 
 
 def _repeating_last(steps: tuple[Step, ...], n_steps: int) -> tuple[Step, ...]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from transfer.cli_labs import app as labs
 from transfer.console import emit_json, exit_statuses, say
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ A sweep is one TOML file. The usual way through it:
 Exit status: 0 done; 1 the work failed; 2 the input is wrong; 3 finished, but some trials failed;
 130 or 143 interrupted (resumable).""",
 )
+
+app.add_typer(labs, name="lab")
 
 Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="The sweep's TOML file.", show_default=False)]
 Folder = Annotated[
@@ -72,6 +75,33 @@ def plan(spec: Spec, json: Json = False) -> None:
             emit_json({"schema_version": 1, "sweep": loaded.name, "costs": [cost.to_json() for cost in costs]})
         else:
             tables.show_costs(loaded.name, costs)
+
+
+@app.command()
+def memory(
+    spec: Spec,
+    target: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Count the target's width too.", show_default=False)
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Of weights, gradients and states: `float32` or `bfloat16`.")] = "float32",
+    json: Json = False,
+) -> None:
+    """Bytes of weights, gradients and optimizer states of each optimizer at each width. Runs nothing."""
+    with exit_statuses():
+        from sweeps.spec import SpecError, load_spec, load_target
+        from transfer import tables
+        from transfer.costs import memory_rows
+
+        sizes = {"float32": 4, "bfloat16": 2}
+        if dtype not in sizes:
+            raise SpecError(f"--dtype must be 'float32' or 'bfloat16', got {dtype!r}.")
+        loaded = load_spec(spec)
+        widths = [*loaded.run.widths, *([] if target is None else [load_target(target).width])]
+        rows = memory_rows(loaded, widths, bytes_per_float=sizes[dtype])
+        if json:
+            emit_json({"schema_version": 1, "dtype": dtype, "memory": [row.to_json() for row in rows]})
+        else:
+            tables.show_memory(rows)
 
 
 @app.command()

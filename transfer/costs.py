@@ -4,9 +4,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from proxy_models.accounting import training_bytes, training_flops
+from proxy_models.accounting import Memory, memory, training_bytes, training_flops
 from proxy_models.config import RunConfig
 from proxy_models.data import TokenData
+from sweeps.spec import SweepSpec, run_config
 from sweeps.trial import Trial
 
 
@@ -23,6 +24,34 @@ class Cost:
 
     def to_json(self) -> dict[str, str | int | float]:
         return {field: getattr(self, field) for field in self.__slots__}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryRow:
+    """What one optimizer takes at one width, but for activations."""
+
+    optimizer: str
+    width: int
+    memory: Memory
+
+    def to_json(self) -> dict[str, str | int]:
+        parts = {name: int(getattr(self.memory, name)) for name in ("weights", "gradients", "states", "total")}
+        return {"optimizer": self.optimizer, "width": self.width, **parts}
+
+
+def memory_rows(spec: SweepSpec, widths: Sequence[int], *, bytes_per_float: int) -> list[MemoryRow]:
+    """Every optimizer of a spec at every width, from the shapes alone.
+
+    Raises:
+        ConfigError: a width that is no model.
+    """
+    rows = []
+    for name in spec.optimizers:
+        for width in widths:
+            run = run_config(spec, name, width=width, seed=0)
+            counted = memory(run.model, run.optimizer, bytes_per_float=bytes_per_float)
+            rows.append(MemoryRow(optimizer=name, width=width, memory=counted))
+    return rows
 
 
 def costs(trials: Sequence[tuple[str, Trial]], data: TokenData) -> list[Cost]:

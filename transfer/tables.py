@@ -14,8 +14,11 @@ from transfer.console import duration, emit_json
 if TYPE_CHECKING:
     from analysis.fit import SweepFit
     from analysis.interval import Interval
-    from transfer.costs import Cost
+    from transfer.costs import Cost, MemoryRow
     from transfer.gate import Gate
+    from transfer.labs.least_squares import Descent
+    from transfer.labs.newton_schulz import ScheduleMap
+    from transfer.labs.scale_memory import Total
     from transfer.pipeline import Status
     from transfer.plan import Estimate, TransferPlan
     from transfer.verification import Verification
@@ -172,6 +175,46 @@ def show_plan(plan: "TransferPlan") -> None:
             print(f"  caveat: {caveat}")
     for name, why in plan.not_planned:
         print(f"{name}: not planned: {why}")
+
+
+def show_memory(rows: "Sequence[MemoryRow]") -> None:
+    table = _table("memory but for activations", "optimizer", "width", "weights", "gradients", "states", "total")
+    for row in rows:
+        parts = (row.memory.weights, row.memory.gradients, row.memory.states, row.memory.total)
+        table.add_row(row.optimizer, str(row.width), *map(size, parts))
+    _print(table)
+
+
+def show_descents(descents: "Sequence[Descent]") -> None:
+    seeds = list(dict.fromkeys(descent.seed for descent in descents))
+    table = _table("iterations", "method", "published", *(f"seed {seed}" for seed in seeds))
+    for method in dict.fromkeys(descent.method for descent in descents):
+        mine = [descent for descent in descents if descent.method == method]
+        cells = [
+            f"not reached: {min(d.losses):.1e}" if d.deviation is None else f"{d.iterations} ({d.deviation:+.1%})"
+            for d in mine
+        ]
+        table.add_row(method, str(mine[0].published_iterations), *cells)
+    _print(table)
+
+
+def show_schedules(maps: "Sequence[ScheduleMap]") -> None:
+    table = _table(
+        f"Newton-Schulz, {maps[0].n_steps} steps: the smallest singular value from which on all end at least at",
+        "schedule", "slope at 0", "0.5", "0.7", "0.9", "at most",
+    )  # fmt: skip
+    for item in maps:
+        lifted = ["never" if value is None else f"{value:.2e}" for value in item.smallest_lifted]
+        table.add_row(item.schedule, f"{item.slope_at_zero:.4g}", *lifted, f"{item.largest:.2f}")
+    _print(table)
+
+
+def show_totals(totals: "Sequence[Total]") -> None:
+    table = _table("weights and states in bfloat16, GB", "optimizer", "model", "parameters", "here", "published")
+    for cell in totals:
+        numbers = (f"{cell.parameters / 1e6:,.1f}M", f"{cell.stored_gb:.3f}", f"{cell.published_gb:.2f}")
+        table.add_row(cell.optimizer, cell.model, *numbers)
+    _print(table)
 
 
 def show_verification(verified: "Verification") -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from proxy_models.accounting import training_flops
 from proxy_models.config import HParams
+from proxy_models.optimizer_config import Switch
 from sweeps.trial import Trial
 
 
@@ -29,8 +30,13 @@ class Pack:
 
 
 def shape_of(trial: Trial) -> Trial:
-    """The trial with its seed and its hyperparameters erased, but for batch_tokens, which sets tensor sizes."""
-    erased = HParams(lr=1.0, batch_tokens=trial.run.hparams.batch_tokens)
+    """The trial with its seed and its hyperparameters erased, but for batch_tokens, which sets tensor sizes.
+
+    Where the optimizer is switched, the members must switch at one step, so the decay stays too.
+    """
+    hp = trial.run.hparams
+    decay_tokens = hp.decay_tokens if isinstance(trial.run.optimizer, Switch) else 0
+    erased = HParams(lr=1.0, batch_tokens=hp.batch_tokens, decay_tokens=decay_tokens)
     return replace(trial, run=replace(trial.run, seed=0, hparams=erased))
 
 

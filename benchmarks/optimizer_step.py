@@ -1,7 +1,9 @@
 """One optimizer step over many same-shaped matrices: ours, stacked, against torch.optim, interleaved medians.
 
 `python benchmarks/optimizer_step.py` prints one JSON document. torch.optim.Muon loops over parameters and always
-iterates in bfloat16; `torch_float32` is the same loop with its iteration in float32, so the same work as ours.
+iterates in bfloat16; `torch_float32` is the same loop with its iteration in float32, so the same work as ours. How
+much of it there is to gain, `muon_over_matmul_peak` tells: the share of this core's float32 matmul rate at which
+our step multiplies matrices. Then every optimizer's step as a share of a training step of the quick start's proxies.
 """
 
 import json
@@ -15,14 +17,22 @@ import torch
 from torch import Tensor
 
 from proxy_models.config import HParams, ModelConfig, RunConfig
+from proxy_models.data import DataSource, load_data
+from proxy_models.optimizer_config import OPTIMIZERS as KINDS
 from proxy_models.optimizer_config import AdamW, Muon, OptimizerConfig
 from proxy_models.optimizers import Optimizer
 from proxy_models.roles import Role
 from proxy_models.stacks import Stack
+from proxy_models.train import Training, matmul_peak
+from sweeps.provenance import cpu_model
 
 CASES = ((96, 32, 32), (96, 64, 64), (48, 64, 256), (48, 128, 128), (12, 256, 256))
 REPETITIONS = 15
 ONE = torch.ones(1)
+OPTIMIZERS = {
+    **{name: record() for name, record in KINDS.items() if name != "switch"},
+    "simplified_muon": Muon(ns_schedule="svd", nesterov=False),
+}
 
 
 def main() -> None:
@@ -46,15 +56,54 @@ def main() -> None:
                 "torch_muon_over_ours": ms["torch_muon"] / ms["muon"],
                 "torch_muon_float32_over_ours": ms["torch_muon_float32"] / ms["muon"],
                 "our_adamw_over_torch": ms["adamw"] / ms["torch_adamw"],
+                "muon_over_matmul_peak": newton_schulz_flops(count, fan_out, fan_in) / ms["muon"] * 1e3 / matmul_peak(),
             }
         )
-    print(json.dumps({"benchmark": "optimizer_step", "torch": torch.__version__, "rows": rows}, indent=1))
+    document = {
+        "benchmark": "optimizer_step",
+        "torch": torch.__version__,
+        "cpu": cpu_model(),
+        "rows": rows,
+        "share_of_training_step": {f"width {width}": shares(width) for width in (64, 128)},
+    }
+    print(json.dumps(document, indent=1))
 
 
-def timed(works: dict[str, Callable[[], object]]) -> dict[str, float]:
+def newton_schulz_flops(count: int, fan_out: int, fan_in: int, steps: int = 5) -> float:
+    """Multiply-adds, as two each, of `steps` quintic steps: A = X X^T, A^2 and the product with X."""
+    n, m = sorted((fan_out, fan_in))
+    return count * steps * (2 * 2 * n * n * m + 2 * n**3)
+
+
+def shares(width: int) -> dict[str, dict[str, float]]:
+    """Median milliseconds of a training step (1,024 tokens, depth 2) and of its optimizer's part, and the share."""
+    data = load_data(DataSource(), vocab_size=256, seq_len=128)
+    table = {}
+    for name, config in OPTIMIZERS.items():
+        training = Training(training_run(config, width), data)
+        gradients = [torch.randn_like(weight) for weight in training.weights]
+        works = {"step": training.step, "optimizer": lambda t=training, g=gradients: t.optimizer.step(g, ONE)}
+        ms = {part: 1e3 * seconds for part, seconds in timed(works, repetitions=7).items()}
+        table[name] = {"step_ms": ms["step"], "optimizer_ms": ms["optimizer"], "share": ms["optimizer"] / ms["step"]}
+    return table
+
+
+def training_run(optimizer: OptimizerConfig, width: int) -> RunConfig:
+    return RunConfig(
+        model=ModelConfig(width=width),
+        optimizer=optimizer,
+        hparams=HParams(lr=1e-4),
+        base_width=32,
+        train_tokens=131_072,
+        validation_tokens=32_768,
+        seed=0,
+    )
+
+
+def timed(works: dict[str, Callable[[], object]], *, repetitions: int = REPETITIONS) -> dict[str, float]:
     """Median seconds of each, run in turns after two of each to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
-    for repetition in range(REPETITIONS + 2):
+    for repetition in range(repetitions + 2):
         for name, work in works.items():
             start = time.perf_counter()
             work()

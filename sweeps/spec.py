@@ -251,11 +251,13 @@ def _check_widths(spec: SweepSpec) -> None:
 
 
 def _check_first_steps(spec: SweepSpec) -> None:
-    """The coordinate check's own batch must make runs; all else about them is known to be valid by now."""
-    for optimizer in spec.optimizers:
-        run = run_config(spec, optimizer, width=spec.check_widths[0], seed=0)
+    """The coordinate check's own widths and batch must make runs, of every optimizer."""
+    for optimizer, width in itertools.product(spec.optimizers, spec.check_widths):
         try:
-            first_steps(run, steps=spec.check.steps, batch_tokens=spec.check.batch_tokens or run.hparams.batch_tokens)
+            run = run_config(spec, optimizer, width=width, seed=0)
+            batch_tokens = spec.check.batch_tokens or run.hparams.batch_tokens
+            first_steps(run, steps=spec.check.steps, batch_tokens=batch_tokens)
         except ConfigError as error:
-            key = "check.steps" if _field_of(error) == "at_tokens" else "check.batch_tokens"
-            raise config_error(spec.file, key, error) from None
+            field = _field_of(error)
+            keys = {"at_tokens": "check.steps", "rank": "check.widths"}
+            raise config_error(spec.file, keys.get(field, "check.batch_tokens"), error) from None

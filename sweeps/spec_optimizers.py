@@ -104,17 +104,16 @@ def _with_kind(label: str, table: Any, records: Mapping[str, Any]) -> Any:
     kind = table.get("kind", label)
     if not isinstance(kind, str) or kind not in records:
         near = difflib.get_close_matches(str(kind), sorted(records), n=1, cutoff=0.5)
+        hints = [f"Did you mean '{match}'?" for match in near]
+        if "kind" not in table:
+            hints.append("A name of your own takes a kind = ... in its table.")
         raise PydanticCustomError(
             "unknown_key",
-            "must be an optimizer, got {value}; there are {names}. {hint}",
+            "must be an optimizer, got {value}; {hints}",
             {
                 "key": ".".join(part for part in (label, "kind" if "kind" in table or not label else "") if part),
                 "value": shown(kind),
-                "names": ", ".join(sorted(records)),
-                "hint": " ".join(
-                    [f"Did you mean '{match}'?" for match in near]
-                    + ["A name of your own takes a kind = ... in its table."] * ("kind" not in table)
-                ),
+                "hints": " ".join([f"there are {', '.join(sorted(records))}.", *hints]),
             },
         )
     return table | {"kind": kind}

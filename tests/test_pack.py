@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy_models.accounting import training_flops
-from proxy_models.optimizer_config import AdamW
+from proxy_models.optimizer_config import AdamW, Muon, Switch
 from sweeps.pack import Pack, make_packs, shape_of
 from sweeps.trial import Trial
 from tests.sweep_helpers import trial
@@ -66,6 +66,15 @@ def test_what_sets_tensor_sizes_or_the_data_separates_packs() -> None:
     ]
     assert set(map(shape_of, same)) == {shape_of(first)}
     assert len(set(map(shape_of, [first, *other]))) == len(other) + 1
+
+
+def test_members_of_a_pack_switch_optimizers_together() -> None:
+    """The switch comes with the decay: trials with decays of two lengths are two packs."""
+    switch = Switch(first=AdamW(), second=Muon())
+    decays = [trial(seed=seed, decay_tokens=tokens) for tokens in (64, 128) for seed in (0, 1)]
+    switched = [replace(one, run=replace(one.run, optimizer=switch)) for one in decays]
+    assert [len(pack.trials) for pack in make_packs(decays, 8)] == [4]
+    assert [len(pack.trials) for pack in make_packs(switched, 8)] == [2, 2]
 
 
 def test_bad_packs_are_refused() -> None:

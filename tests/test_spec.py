@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 
 from proxy_models.config import HParams
 from proxy_models.optimizer_config import AdamW, Muon
+from proxy_models.parametrization import scale_role
+from proxy_models.roles import Role
 from sweeps.spec import (
     SpecError,
     axes_of,
     check_target,
+    labeled_trials,
     load_spec,
     load_target,
     plan_trials,
@@ -86,6 +89,56 @@ def test_a_spec_means_its_whole_grid(write: Write) -> None:
     assert {run.hparams.weight_decay for run in runs} == {0.1}
     assert [(run.model.width, run.seed) for run in muon[:2]] == [(16, 0), (16, 1)]
     assert {run.model.width for run in runs} == {16, 32}
+
+
+def test_optimizers_have_names_of_the_users(write: Write) -> None:
+    """Several Muons in one sweep: each name says its kind, and every trial knows its name."""
+    rms = '[optimizers.rms]\nkind = "muon"\nshape_factor = "rms_match"\naxes.lr = [0.1, 0.2, 0.4]\n[optimizers.muon]'
+    spec = load_spec(write(("[optimizers.muon]", rms)))
+    assert {name: own.config for name, own in spec.optimizers.items()} == {
+        "adamw": AdamW(),
+        "rms": Muon(shape_factor="rms_match"),
+        "muon": Muon(shape_factor="max1"),
+    }
+    labeled = labeled_trials(spec, "data")
+    assert tuple(trial for _, trial in labeled) == plan_trials(spec, "data")
+    assert {(name, trial.run.optimizer) for name, trial in labeled} == {
+        (name, own.config) for name, own in spec.optimizers.items()
+    }
+
+
+def test_two_names_for_one_run_are_refused(write: Write) -> None:
+    ratio = "hparams = { embedding_lr_ratio = 4.0 }"
+    twice = f'[optimizers.again]\nkind = "adamw"\n{ratio}\naxes.lr = [0.015625, 1, 2]\n[optimizers.muon]'
+    with pytest.raises(SpecError, match=r"again: must have runs of its own, got one that is also in optimizers.adamw"):
+        load_spec(write(("[optimizers.muon]", twice)))
+
+
+def test_a_switch_has_phases_with_their_own_lr_and_width_rule(write: Write) -> None:
+    switch = (
+        'kind = "switch"\nstates = "keep"\nfirst = { kind = "adamw" }\n'
+        'second = { kind = "muon", shape_factor = "rms_match" }'
+    )
+    spec = load_spec(
+        write(('shape_factor = "max1"', switch), ("beta2 = 0.9,", "second_lr_ratio = 0.5, decay_tokens = 160,"))
+    )
+    run = run_config(spec, "muon", width=64, seed=0, overrides={"lr": 0.2})
+    (start, first), (switched, second) = run.phases
+    assert (start, switched, run.steps) == (0, 5, 10)
+    assert (first.optimizer, second.optimizer) == (AdamW(), Muon(shape_factor="rms_match"))
+    assert [scale_role(phase, Role.HIDDEN).effective_lr for phase in (first, second)] == [0.2 / 4, 0.1 / 2]
+
+
+def test_readout_momentum_needs_a_readout(write: Write) -> None:
+    """SCALE averages the readout's gradients alone; a tied readout is an embedding, which it does not average."""
+    scale = ('shape_factor = "max1"', 'kind = "scale"')
+    tied = ("depth = 1", "depth = 1\ntied_embeddings = true")
+    with pytest.raises(
+        SpecError, match=r"model.tied_embeddings: tied_embeddings must be false for scale, .* momentum to 0"
+    ):
+        load_spec(write(scale, tied))
+    assert load_spec(write(scale, tied, ("beta2 = 0.9,", "momentum = 0.0,")))
+    assert load_spec(write(tied))
 
 
 def test_planning_twice_gives_the_same_trials_in_order_and_none_twice(write: Write) -> None:
@@ -169,6 +222,72 @@ def test_check_widths_double_from_base_width_unless_given(write: Write) -> None:
             "optimizers.muon.shape_factor: must be one of 'spectral', 'max1' or 'rms_match', got 'max'",
         ),
         ('"text"', '"txt"', "data.source: must be one of 'stdlib', 'text' or 'tokens', got 'txt'"),
+        # optimizers by name
+        (
+            '"max1"',
+            '"max1"\nkind = "mouon"',
+            r"optimizers.muon.kind: must be an optimizer, got 'mouon'; .* Did you mean 'muon'\?",
+        ),
+        (
+            "[optimizers.muon]",
+            "[optimizers.mine]",
+            "optimizers.mine: must be an optimizer, .* A name of your own takes a kind = ... in its table",
+        ),
+        ("[optimizers.muon]", '[optimizers."my muon"]\nkind = "muon"', "optimizers.my muon: a name has letters"),
+        ('"max1"', '"max1"\nns_schedule = "jordon"', r"optimizers.muon.ns_schedule: .* Did you mean 'jordan'\?"),
+        (
+            'shape_factor = "max1"',
+            'kind = "fanion"\nrank = 0',
+            "optimizers.muon: rank must be at least 1, got 0",
+        ),
+        (
+            'shape_factor = "max1"',
+            'kind = "dion"\nrank = 17',
+            "optimizers.muon.rank: rank must be at most the smaller side .* 16 at width 16, got 17; the nearest is 16",
+        ),
+        ('shape_factor = "max1"', 'kind = "galore"\nrank_frac = 1.2', "rank_frac must be above 0 and at most 1"),
+        ('shape_factor = "max1"', 'kind = "fira"\nrank = 2\nrank_frac = 0.5', "rank and rank_frac exclude each other"),
+        ('shape_factor = "max1"', 'kind = "fanion"\nshape_factor = "rms_match"', "shape_factor must be 'spectral' or"),
+        ('shape_factor = "max1"', 'kind = "isotropic_curvature"\npower = 5', "power must be 2, 4, 6 or 8, or none"),
+        ('shape_factor = "max1"', 'kind = "apollo"\nrefresh_steps = 0', "refresh_steps must be at least 1, got 0"),
+        ('shape_factor = "max1"', 'kind = "adamw"\nshape_factor = "max1"', "muon.shape_factor: unknown key"),
+        (
+            '[optimizers.muon]\nshape_factor = "max1"',
+            '[check]\nwidths = [8, 16, 32, 64]\n[optimizers.muon]\nkind = "dion"\nrank = 16',
+            "check.widths: rank must be at most the smaller side .* 8 at width 8, got 16",
+        ),
+        # a switch
+        ('shape_factor = "max1"', 'kind = "switch"\nfirst = { kind = "adamw" }', "optimizers.muon.second: is missing"),
+        (
+            'shape_factor = "max1"',
+            'kind = "switch"\nfirst = { kind = "adamw" }\nsecond = { kind = "muo" }',
+            r"optimizers.muon.second.kind: must be an optimizer, got 'muo'; .* Did you mean 'muon'\?",
+        ),
+        (
+            'shape_factor = "max1"',
+            'kind = "switch"\nfirst = { kind = "adamw" }\nsecond = 3',
+            "optimizers.muon.second: must be a table, got 3",
+        ),
+        (
+            'shape_factor = "max1"',
+            'kind = "switch"\nfirst = { kind = "adamw" }\nsecond = { kind = "switch" }',
+            "optimizers.muon.second.kind: must be an optimizer, got 'switch'",
+        ),
+        (
+            'shape_factor = "max1"',
+            'kind = "switch"\nfirst = { kind = "adamw" }\nsecond = { kind = "muon" }\nat_tokens = 320',
+            r"optimizers.muon.at_tokens: .* got a switch at step 10 of 10 .* at_tokens can be 32 to 288",
+        ),
+        (
+            'shape_factor = "max1"',
+            'kind = "switch"\nfirst = { kind = "adamw" }\nsecond = { kind = "muon" }',
+            "optimizers.muon.at_tokens: at_tokens must be given where the schedule has no decay to switch at",
+        ),
+        (
+            'shape_factor = "max1"',
+            'kind = "switch"\nfirst = { kind = "adamw" }\nsecond = { kind = "dion", rank = 20 }\nat_tokens = 64',
+            "rank must be at most the smaller side",
+        ),
         # out of range
         ("[1, 0.02, 0.04]", "[1, 0, 0.04]", "optimizers.muon.axes.lr: lr must be above 0, got 0.0"),
         ("[1, 0.02, 0.04]", "[1, -0.5, 0.04]", "optimizers.muon.axes.lr: lr must be above 0, got -0.5"),

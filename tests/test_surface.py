@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from analysis.interval import FitError
 from analysis.surface import Series, Surface, surfaces
-from proxy_models.optimizer_config import Muon
+from proxy_models.optimizer_config import AdamW, Muon, Switch
 from sweeps.trial import TrialStatus
 from tests.analysis_helpers import planted_results, trial_result
 
@@ -135,3 +135,24 @@ def test_an_impossible_surface_cannot_be_made(changes: dict[str, object], messag
     fields = {"log2_values": (-8.0, -7.0), "seeds": (3, 4), "losses": ((2.5, 2.6), (2.7, 2.8))}
     with pytest.raises(ValueError, match=message):
         Surface(optimizer="adamw", width=64, **{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_a_sweeps_own_names_tell_optimizers_apart() -> None:
+    """Two Muons under two names are two series; under the optimizer's own name, one series with a setting each."""
+    kinds = {"muon": Muon(), "rms": Muon(shape_factor="rms_match")}
+    results = {
+        name: [trial_result(2.0 + lr, lr=lr, optimizer=config) for lr in (0.01, 0.02)] for name, config in kinds.items()
+    }
+    labels = {result.trial_id: name for name, both in results.items() for result in both}
+    everything = [result for both in results.values() for result in both]
+    assert [str(s.series) for s in surfaces(everything, labels=labels)] == ["muon", "rms"]
+    assert [str(s.series) for s in surfaces(everything)] == [
+        "muon, optimizer.shape_factor=rms_match",
+        "muon, optimizer.shape_factor=spectral",
+    ]
+
+
+def test_a_switched_optimizer_is_flat_in_its_fields() -> None:
+    switch = Switch(first=AdamW(), second=Muon(), at_tokens=640)
+    (surface,) = surfaces([trial_result(2.1, lr=0.01, optimizer=switch), trial_result(2.2, lr=0.02, optimizer=switch)])
+    assert str(surface.series) == "switch"

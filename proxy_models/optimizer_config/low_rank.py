@@ -54,7 +54,7 @@ class Apollo(_LowRankConfig):
 
     One factor for each index of the larger side, times sqrt(smaller side / k), which makes the update as large
     as Adam's; at most 1 % growth of its norm a step. Only the moments are kept: a projection is drawn again
-    from its seed. The published ranks and scales are half of this in size at every width.
+    from its seed. The published updates are half of this in size (rank a quarter of the width up to 350M, scale 1).
     """
 
     name: Literal["apollo"] = "apollo"
@@ -62,7 +62,7 @@ class Apollo(_LowRankConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ApolloMini(AdamElsewhere):
-    """APOLLO of rank 1 with one factor for the whole matrix."""
+    """APOLLO of rank 1 with one factor for the whole matrix. The published scale, a quarter of the width, halves it."""
 
     name: Literal["apollo_mini"] = "apollo_mini"
     refresh_steps: int = REFRESH_STEPS

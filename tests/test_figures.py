@@ -19,6 +19,8 @@ from analysis.fit import SweepFit, fit_sweep
 from analysis.interval import FitError, Interval
 from analysis.loss_law import predict_loss
 from analysis.surface import Series
+from proxy_models.coord_check import CoordSlope
+from proxy_models.optimizer_config import Muon
 from sweeps.trial import TrialResult
 from tests.analysis_helpers import planted_results, trial_result
 
@@ -322,6 +324,49 @@ def test_coordinate_check_of_one_width_has_no_slope() -> None:
 def test_coordinate_check_refuses_nothing() -> None:
     with pytest.raises(ValueError, match="needs points, got none"):
         figures.coordinate_check([])
+    with pytest.raises(ValueError, match="needs slopes, got none"):
+        figures.coordinate_slopes([], 0.2)
+
+
+def test_coordinate_slopes_have_a_row_an_optimizer_and_a_column_a_parametrization() -> None:
+    slopes = [
+        CoordSlope(optimizer=optimizer, parametrization=p, tap=tap, step=step, slope=_power(p, tap) + step / 1000)
+        for p in ("mup", "standard")
+        for optimizer in ("adamw", "muon", "scale", "dion", "sgd")
+        for tap in ("embedding", "block1.mlp_hidden")
+        for step in (0, 4)
+    ]
+    figure = figures.coordinate_slopes(slopes, 0.25)
+    assert titles(figure) == [
+        "mup\nsteepest slope +0.02: adamw, embedding",
+        "standard\nsteepest slope +0.60: adamw, block 1 mlp hidden",
+    ]
+    mup, standard = figure.axes
+    assert [label.get_text() for label in mup.get_yticklabels()] == ["adamw", "muon", "scale", "dion", "sgd"]
+    points = sorted((float(line.get_xdata()[0]), int(line.get_ydata()[0])) for line in standard.lines)
+    assert points == sorted((power + 0.004, row) for power in (0.02, 0.6) for row in range(5))
+    assert legend(figure) == ["embedding", "mlp hidden", "flat: within 0.25"]
+
+
+def test_many_series_share_out_panels_best_first() -> None:
+    results = [
+        trial_result(
+            2.9 - 0.1 * n + 0.05 * (x + 6) ** 2 - 0.01 * width / 32,
+            lr=2.0**x,
+            width=width,
+            seed=seed,
+            optimizer=Muon(ns_steps=n),
+        )
+        for n in range(1, 10)
+        for width in (32, 64, 128)
+        for x in range(-8, -3)
+        for seed in (0, 1)
+    ]
+    figure = figures.loss_against_width(fit(results))
+    assert len(figure.axes) == 2
+    names = [[text.get_text() for text in ax.get_legend().get_texts()] for ax in figure.axes]
+    assert names == [[f"muon, optimizer.ns_steps={n}" for n in part] for part in (range(9, 2, -1), (2, 1))]
+    assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
 
 
 def test_figures_refuse_nothing() -> None:

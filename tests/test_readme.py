@@ -33,6 +33,14 @@ def test_the_demo_shown_is_the_committed_one(capsys: pytest.CaptureFixture[str])
     assert _block(capsys.readouterr().out) in README
 
 
+def test_the_optimizers_shown_are_the_committed_ones() -> None:
+    report = (ROOT / "results" / "optimizers" / "report" / "report.md").read_text()
+    start = report.index("| optimizer | width | best loss |")
+    table = report[start : report.index("\n\n", start)]
+    assert len(table.splitlines()) == 2 + 21
+    assert table in README
+
+
 def test_committed_run_shows_transfer() -> None:
     """The claim of the README's first figure, in numbers: the plan was within 0.02 nats of the best tried."""
     verification = read_verification(QUICKSTART)

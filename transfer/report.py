@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from proxy_models.coord_check import CoordCheck
 
 REPORT = "report"
+MOST_CURVES = 4  # optimizers whose coordinate check is drawn activation by activation
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,8 +187,7 @@ def draw(material: Material) -> Iterable[Drawn]:
         yield Drawn(
             section="check",
             stem="coordinate_check",
-            caption="Root mean square of every activation against width, after the last step of the check.",
-            figure=figures.coordinate_check(material.check.points),
+            **_check_figure(material.check),
         )
     for name, result, frame in material.diagnostics:
         run = result.trial.run
@@ -204,6 +204,15 @@ def draw(material: Material) -> Iterable[Drawn]:
         caption="Smoothed training loss at the best learning rate tried, every seed.",
         figure=figures.loss_curves(material.results, material.labels),
     )
+
+
+def _check_figure(check: "CoordCheck") -> dict[str, Any]:
+    """Curves for a few optimizers, slopes alone for many."""
+    if len({slope.optimizer for slope in check.slopes}) <= MOST_CURVES:
+        caption = "Root mean square of every activation against width, after the last step of the check."
+        return {"caption": caption, "figure": figures.coordinate_check(check.points)}
+    caption = "How steep every activation is over width, after the last step of the check: 0 is flat."
+    return {"caption": caption, "figure": figures.coordinate_slopes(check.slopes, check.tolerance)}
 
 
 def figure_targets(plan: TransferPlan | None, verification: Verification | None) -> tuple[figures.Target, ...]:

@@ -1,6 +1,6 @@
 """Figures of a sweep: pure functions from records to matplotlib figures, and `save`. No global state is touched."""
 
-from analysis.figures.coordinates import CoordPoint, coordinate_check
+from analysis.figures.coordinates import CoordPoint, CoordSlope, coordinate_check, coordinate_slopes
 from analysis.figures.curves import loss_curves
 from analysis.figures.diagnostics import optimizer_diagnostics
 from analysis.figures.losses import loss_against_lr
@@ -10,9 +10,11 @@ from analysis.figures.target import MeasuredPoint, Target, predicted_against_mea
 
 __all__ = [
     "CoordPoint",
+    "CoordSlope",
     "MeasuredPoint",
     "Target",
     "coordinate_check",
+    "coordinate_slopes",
     "drift",
     "loss_against_lr",
     "loss_against_width",

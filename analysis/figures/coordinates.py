@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from analysis.figures import style
 
+_BAND = "#dcdcdc"
 _BLOCK = re.compile(r"^block(\d+)\.")
 Curves = Mapping[str, Mapping[int, float]]  # log RMS by tap and width
 
@@ -33,6 +34,21 @@ class CoordPoint(Protocol):
     def width(self) -> int: ...
     @property
     def rms(self) -> float: ...
+
+
+class CoordSlope(Protocol):
+    """d log RMS / d log width of one activation (`tap`) after `step` updates."""
+
+    @property
+    def optimizer(self) -> str: ...
+    @property
+    def parametrization(self) -> str: ...
+    @property
+    def tap(self) -> str: ...
+    @property
+    def step(self) -> int: ...
+    @property
+    def slope(self) -> float: ...
 
 
 @style.styled
@@ -60,6 +76,43 @@ def coordinate_check(points: Iterable[CoordPoint]) -> Figure:
     for ax in grid[:, 0]:
         ax.set_ylabel(f"activation RMS after {last} step{'' if last == 1 else 's'}")
     style.legend_below(figure, _legend(colors, panels.values()))
+    return figure
+
+
+@style.styled
+def coordinate_slopes(slopes: Iterable[CoordSlope], tolerance: float) -> Figure:
+    """Every activation's slope after the last step: a row an optimizer, a column a parametrization, a color a kind.
+
+    For more optimizers than `coordinate_check` shows at a glance. Within the band an activation counts as flat.
+
+    Raises:
+        ValueError: no slopes.
+    """
+    slopes = list(slopes)
+    if not slopes:
+        raise ValueError("a coordinate check needs slopes, got none")
+    last = max(slope.step for slope in slopes)
+    slopes = [slope for slope in slopes if slope.step == last]
+    optimizers = list(dict.fromkeys(slope.optimizer for slope in slopes))
+    parametrizations = list(dict.fromkeys(slope.parametrization for slope in slopes))
+    kinds = dict.fromkeys(_kind(slope.tap) for slope in slopes)
+    colors = dict(zip(kinds, style.OKABE_ITO * len(kinds), strict=False))
+    size = (4.2 * len(parametrizations) + 1.6, 0.27 * len(optimizers) + 1.6)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(1, len(parametrizations), squeeze=False, sharex=True, sharey=True)[0]
+    for ax, parametrization in zip(axes, parametrizations, strict=True):
+        here = [slope for slope in slopes if slope.parametrization == parametrization]
+        ax.axvspan(-tolerance, tolerance, color=_BAND, zorder=0)
+        for slope in here:
+            ax.plot(slope.slope, optimizers.index(slope.optimizer), "o", color=colors[_kind(slope.tap)], alpha=0.8)
+        top = max(here, key=lambda slope: abs(slope.slope))
+        ax.set_title(f"{parametrization}\nsteepest slope {top.slope:+.2f}: {top.optimizer}, {_in_words(top.tap)}")
+        ax.set_xlabel("d log RMS / d log width")
+    axes[0].set_yticks(range(len(optimizers)), optimizers)
+    axes[0].invert_yaxis()
+    keys: list[Artist] = [style.key(kind, color=color, marker="o") for kind, color in colors.items()]
+    keys.append(style.key(f"flat: within {tolerance:g}", marker="s", markersize=10, color=_BAND))
+    style.legend_below(figure, keys)
     return figure
 
 

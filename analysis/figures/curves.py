@@ -34,7 +34,7 @@ def loss_curves(results: Iterable[TrialResult], labels: Labels = NO_LABELS) -> F
         ax.xaxis.set_major_locator(MaxNLocator(5))
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
         ax.set_xlabel("training tokens")
-    axes[0].set_ylabel("training loss, smoothed (nats per token)")
+    style.label_rows(axes, "training loss, smoothed (nats per token)")
     keys = [style.key(f"width {width}", color=look["color"], linestyle="-") for width, look in looks.items()]
     style.legend_below(figure, keys)
     return figure

@@ -42,7 +42,7 @@ def loss_against_lr(fit: SweepFit, targets: Sequence[Target] = ()) -> Figure:
         style.octave_axis(ax.xaxis)
         ax.set_xlabel("peak learning rate at base width" if fit.hp == "lr" else fit.hp)
         ax.set_title(f"{style.wrapped(series)}\n{_finding(fit.optima_of(series))}")
-    axes[0].set_ylabel("validation loss (nats per token)")
+    style.label_rows(axes, "validation loss (nats per token)")
     style.legend_below(figure, _legend(fit, looks, targets, above=above))
     return figure
 

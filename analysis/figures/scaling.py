@@ -13,6 +13,7 @@ from analysis.figures.target import Target
 from analysis.fit import SweepFit
 from analysis.loss_law import LossLaw, predict_loss
 from analysis.optimum import Optimum
+from analysis.surface import Series
 
 _LEAST_SPAN = 3.0  # octaves a panel shows at least: a tenth of an octave should look like one
 
@@ -41,30 +42,42 @@ def drift(fit: SweepFit, targets: Sequence[Target] = ()) -> Figure:
         style.width_axis(ax, widths or [1])
         style.octave_axis(ax.yaxis)
         ax.set_title(f"{style.wrapped(series)}\n{_finding(drifts.get(series))}")
-    axes[0].set_ylabel("optimal learning rate at base width" if fit.hp == "lr" else f"optimal {fit.hp}")
+    style.label_rows(axes, "optimal learning rate at base width" if fit.hp == "lr" else f"optimal {fit.hp}")
     style.legend_below(figure, _legend(fit, targets))
     return figure
 
 
 @style.styled
 def loss_against_width(fit: SweepFit, targets: Sequence[Target] = ()) -> Figure:
-    """A line a series: loss at the optimum with its interval, the law, and the target's expected and measured."""
-    figure, (ax,) = style.panels(1, height=4.6)
-    looks = style.series_looks(fit.series)
+    """A line a series: loss at the optimum with its interval, the law, and the target's expected and measured.
+
+    More series than there are colors share no panel: they come in several, the best first.
+    """
+    groups = _groups(fit)
+    figure, axes = style.panels(len(groups), height=4.6)
     laws = {law.series: law for law in fit.loss_laws}
     widths = {o.width for o in fit.optima} | {target.width for target in targets}
-    for rank, (series, look) in enumerate(looks.items()):
-        dodge = 2 ** (0.06 * (rank - (len(looks) - 1) / 2))
-        _draw_losses(ax, fit.optima_of(series), look, dodge)
-        if series in laws:
-            _draw_loss_law(ax, laws[series], look["color"], max(widths))
-        for target in targets:
-            if target.series == series:
-                _draw_target_loss(ax, target, look, dodge)
-    style.width_axis(ax, widths or [1])
-    ax.set_ylabel("validation loss at the optimum (nats per token)")
-    ax.set_title(_wider(fit.loss_laws))
-    keys: list[Artist] = [style.key(str(series), **look) for series, look in looks.items()]
+    for group, ax in zip(groups, axes, strict=True):
+        looks = style.series_looks(group)
+        for rank, (series, look) in enumerate(looks.items()):
+            dodge = 2 ** (0.06 * (rank - (len(looks) - 1) / 2))
+            _draw_losses(ax, fit.optima_of(series), look, dodge)
+            if series in laws:
+                _draw_loss_law(ax, laws[series], look["color"], max(widths))
+            for target in targets:
+                if target.series == series:
+                    _draw_target_loss(ax, target, look, dodge)
+        style.width_axis(ax, widths or [1])
+        ax.set_title(style.wrapped(_wider([laws[series] for series in group if series in laws])))
+        if len(groups) > 1:
+            ax.legend(handles=[style.key(str(series), **look) for series, look in looks.items()], fontsize=8.5)
+    low, high = min(ax.get_ylim()[0] for ax in axes), max(ax.get_ylim()[1] for ax in axes)
+    for ax in axes:
+        ax.set_ylim(low, high)
+    style.label_rows(axes, "validation loss at the optimum (nats per token)")
+    keys: list[Artist] = []
+    if len(groups) == 1:
+        keys += [style.key(str(series), **look) for series, look in style.series_looks(groups[0]).items()]
     keys.append(style.key("law fitted over width", linestyle="--"))
     if targets:
         keys.append(style.key(f"expected, {fit.level:.0%} interval", marker="_", markersize=11, markeredgewidth=2))
@@ -72,6 +85,16 @@ def loss_against_width(fit: SweepFit, targets: Sequence[Target] = ()) -> Figure:
         keys.append(style.key("measured at the plan", **style.measured_star("white")))
     style.legend_below(figure, keys)
     return figure
+
+
+def _groups(fit: SweepFit) -> list[list[Series]]:
+    """The series in their order, or where there are too many colors to tell apart, a panel's worth each, best first."""
+    series, most = list(fit.series), len(style.OKABE_ITO)
+    if len(series) <= most:
+        return [series]
+    last = {one: optima[-1].loss for one in series if (optima := fit.optima_of(one))}
+    ranked = sorted(series, key=lambda one: last.get(one, float("inf")))
+    return [ranked[start : start + most] for start in range(0, len(ranked), most)]
 
 
 def _between(first: int, last: int) -> list[int]:

@@ -86,6 +86,14 @@ def panels(n: int, *, height: float) -> tuple[Figure, list[Axes]]:
     return figure, list(grid.flat[:n])
 
 
+def label_rows(axes: Sequence[Axes], text: str) -> None:
+    """A y-label on the first panel of every row."""
+    for ax in axes:
+        spec = ax.get_subplotspec()
+        if spec is not None and spec.is_first_col():
+            ax.set_ylabel(text)
+
+
 def legend_below(figure: Figure, keys: Sequence[Artist]) -> None:
     """One legend for all panels, as many columns as two inches each leave room for."""
     columns = min(len(keys), int(figure.get_figwidth() // 2))

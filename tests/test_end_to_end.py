@@ -37,7 +37,13 @@ def test_the_page_is_whole_by_itself(ran: Path) -> None:
     page = (ran / "out" / "report" / "index.html").read_text()
     assert page.startswith("<!doctype html>")
     assert not re.search(r'(src|href)="(?!#)', page.replace('xlink:href="#', "").replace('href="#', ""))
-    for section in ("The optimizers side by side", "The plan", "Measured at the target", "Coordinate check", "Where the numbers come from"):
+    for section in (
+        "The optimizers side by side",
+        "The plan",
+        "Measured at the target",
+        "Coordinate check",
+        "Where the numbers come from",
+    ):
         assert f"<h2>{section}</h2>" in page
     assert page.count("<svg") >= 6
     markdown = (ran / "out" / "report" / "report.md").read_text()

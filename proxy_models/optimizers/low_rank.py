@@ -80,10 +80,9 @@ class ScaledGradient:
         return self.config.rank_of(smaller_side) if isinstance(self.config, Apollo) else 1
 
     def _projection(self, g: Tensor, k: int, step: int) -> Tensor:
-        """(1, layers, s, k), normal with variance 1/k; drawn again each step from the seed of its period."""
+        """(s, k), normal with variance 1/k, the same for every layer; drawn again each step from its period's seed."""
         generator = torch.Generator().manual_seed((step - 1) // self.config.refresh_steps)
-        shape = (1, g.shape[1], g.shape[2], k)
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(g) / k**0.5
+        return torch.randn(g.shape[-2], k, generator=generator, dtype=torch.float64).to(g) / k**0.5
 
 
 def _refresh(projection: Tensor, g: Tensor, *, due: bool) -> None:

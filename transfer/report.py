@@ -15,7 +15,7 @@ from sweeps.spec import SweepSpec
 from sweeps.store import ResultStore
 from sweeps.trial import TrialResult
 from transfer import folder as folders
-from transfer import pipeline, report_text
+from transfer import pipeline, report_tables, report_text
 from transfer.console import say
 from transfer.gate import read_check
 from transfer.plan import OptimizerPlan, TransferPlan
@@ -136,17 +136,17 @@ def text_context(material: Material, data_description: str, seconds: dict[str, f
         "level": f"{fit.level:.0%}",
         "summary": report_text.summary(material.results, material.planned, fit),
         "headline": list(report_text.headline(plan, verification)),
-        "headline_table": report_text.headline_table(plan, verification),
-        "comparison_table": report_text.comparison_table(fit, material.results, material.labels),
-        "optima_table": report_text.optima_table(fit),
+        "headline_table": report_tables.headline_table(plan, verification),
+        "comparison_table": report_tables.comparison_table(fit, material.results, material.labels),
+        "optima_table": report_tables.optima_table(fit),
         "drift_lines": list(report_text.drift_lines(fit)),
-        "plan_tables": report_text.plan_sections(plan),
+        "plan_tables": report_tables.plan_sections(plan),
         "not_planned": plan.not_planned if plan else (),
-        "verification_table": report_text.verification_table(verification),
+        "verification_table": report_tables.verification_table(verification),
         "check_lines": list(report_text.check_lines(check, material.spec.run.parametrization)),
-        "check_table": report_text.check_table(check),
+        "check_table": report_tables.check_table(check),
         "flags": report_text.flags(fit),
-        "provenance_table": report_text.provenance_table(
+        "provenance_table": report_tables.provenance_table(
             material.results, material.target_results, data_description, seconds
         ),
         "spec_text": material.spec.text,

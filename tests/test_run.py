@@ -178,11 +178,13 @@ def test_a_local_sweep_trains_every_trial_and_repeats_bitwise(tmp_path: Path) ->
     assert all(again.results[one].same_numbers(result) for one, result in outcome.results.items())
 
 
-def _train_but_not_seed_1(runs: Sequence[RunConfig], data: TokenData) -> Iterator[TrainOutcome]:
+def _train_but_not_seed_1(
+    runs: Sequence[RunConfig], data: TokenData, *, diagnose_every: int | None
+) -> Iterator[TrainOutcome]:
     for run in runs:
         if run.seed == 1:
             raise MemoryError("none left")
-        yield from train([run], data)
+        yield from train([run], data, diagnose_every=diagnose_every)
 
 
 def test_an_exception_in_one_trial_fails_that_trial_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,10 @@ the seed effect lifts a whole curve and leaves its minimum where it is.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from analysis.interval import Floats
 
@@ -59,11 +61,18 @@ def two_way(losses: Floats) -> TwoWay:
     effects, _, rank, _ = np.linalg.lstsq(design, observed, rcond=None)
     value_effects, seed_effects = effects[:n], effects[n:]
     fitted = value_effects[:, None] + seed_effects
+    noise = residual_noise(observed - fitted[row, column], len(observed) - int(rank))
     return TwoWay(
         filled=np.where(np.isnan(losses), fitted, losses),
-        noise=residual_noise(observed - fitted[row, column], len(observed) - int(rank)),
-        seed_spread=SeedSpread(float(seed_effects.std(ddof=1)), n_seeds - 1) if n_seeds > 1 else None,
+        noise=noise,
+        seed_spread=_seed_spread(seed_effects, noise, n) if n_seeds > 1 else None,
     )
+
+
+def _seed_spread(effects: NDArray[np.floating[Any]], noise: Noise | None, n: int) -> SeedSpread:
+    """Spread of the effects less what the noise of n losses leaves in each (the method of moments)."""
+    residual = 0.0 if noise is None else noise.sd**2 / n
+    return SeedSpread(float(np.sqrt(max(effects.var(ddof=1) - residual, 0.0))), len(effects) - 1)
 
 
 def pool(spreads: Iterable[SeedSpread | None]) -> SeedSpread | None:

@@ -9,6 +9,7 @@ import numpy as np
 from analysis.interval import FitError, Floats, Interval, percentile_interval, robust_sd
 from analysis.optimum import Optimum
 from analysis.surface import Series, Setting
+from analysis.width_laws import fit_rows
 
 # Of a grid step: the error of the parabola's shape, which no seed shows. In lopsided basins sampled once an
 # octave it is 0.05 to 0.1 octaves; two interleaved one-octave grids cut from Step Law's sweeps
@@ -17,7 +18,9 @@ _FLOOR_STEPS = 0.1
 _UNKNOWN_STEPS = 0.5  # without an interval: the optimum is between the lowest point's neighbors
 _DEFAULT_DRAWS = 500  # when no optimum has draws of its own
 
-Law = Literal["constant", "finite_width"]
+Law = Literal["constant", "finite_width", "power_law"]
+
+_FREE_EXPONENT = 4  # widths: through three, a law with a limit and an exponent goes exactly
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,21 +107,29 @@ def fit_drift(optima: Sequence[Optimum], *, rng: np.random.Generator, level: flo
 def predict_optimum(drift: Drift, width: int) -> OptimumPrediction:
     """The optimum at `width`: where the drift is not resolved the weighted mean, otherwise v + b / width.
 
+    From four widths on it is v + b width**-beta instead, the exponent fitted too.
+
     The second is muP's correction at finite width (arXiv:2505.02222, x*(n) = x* - alpha/n). Few widths cannot
     tell it from a steady drift (v + b log width), nor an unresolved drift from none, so the draws, which the
     interval comes from, are shared equally among the laws left open: these two, and the mean when unresolved.
     """
     widths, values, errors = (np.array(part) for part in (drift.widths, drift.log2_values, drift.errors))
     draws, ones = np.array(drift.draws), np.ones(len(widths))
-    laws: dict[str, tuple[Floats, Floats]] = {
-        "finite_width": (np.column_stack([ones, 1 / widths]), np.array([1.0, 1 / width])),
-        "steady": (np.column_stack([ones, np.log2(widths)]), np.array([1.0, np.log2(width)])),
-    }
+    fitted: dict[str, tuple[float, Floats]] = {}
+    if len(widths) < _FREE_EXPONENT:
+        laws = {
+            "finite_width": (np.column_stack([ones, 1 / widths]), np.array([1.0, 1 / width])),
+            "steady": (np.column_stack([ones, np.log2(widths)]), np.array([1.0, np.log2(width)])),
+        }
+        fitted = {name: _predict(design, at, values, errors, draws) for name, (design, at) in laws.items()}
+    else:
+        rows, _ = fit_rows(widths, values[:, None], draws[..., None], errors[:, None], lowest=-np.inf)
+        at_width = rows.at(width)[:, 0]
+        fitted = {"power_law": (float(at_width[0]), at_width[1:])}
+    law: Law = "finite_width" if len(widths) < _FREE_EXPONENT else "power_law"
     if not drift.resolved:
-        laws["constant"] = (ones[:, None], np.ones(1))
-    fitted = {name: _predict(design, at, values, errors, draws) for name, (design, at) in laws.items()}
-    pooled = np.concatenate([part[i :: len(laws)] for i, (_, part) in enumerate(fitted.values())])
-    law: Law = "finite_width" if drift.resolved else "constant"
+        law, fitted["constant"] = "constant", _predict(ones[:, None], np.ones(1), values, errors, draws)
+    pooled = np.concatenate([part[i :: len(fitted)] for i, (_, part) in enumerate(fitted.values())])
     return OptimumPrediction(
         width=width,
         law=law,

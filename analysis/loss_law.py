@@ -35,12 +35,17 @@ class LossLaw:
     losses: tuple[float, ...]
     pure: PowerLaw  # limit 0
     limited: PowerLaw  # limit in [0, smallest loss]
-    draws: tuple[PowerLaw, ...]  # half of each; none where an optimum's loss has no interval
+    draws: tuple[PowerLaw, ...]  # of what the prediction rests on; none where a loss has no interval
     level: float
 
     @property
     def series(self) -> Series:
         return Series(self.optimizer, self.fixed)
+
+    @property
+    def forms(self) -> tuple[PowerLaw, ...]:
+        """The laws that a prediction is the mean of."""
+        return (self.limited,) if _checked(self.widths) else (self.pure, self.limited)
 
     @property
     def wider_is_better(self) -> bool:
@@ -61,8 +66,8 @@ def fit_loss_law(optima: Sequence[Optimum], *, rng: np.random.Generator, level: 
     """Two laws: a line in log-log (limit 0), and least squares with a free limit.
 
     Through three widths the second goes exactly wherever its bounds allow, so nothing checks it. Beyond the
-    data the two part, the first sinking to 0 and the second to its limit. Draws therefore come half from
-    each, and the prediction is the mean of the two. Every width counts equally.
+    data the two part, the first sinking to 0 and the second to its limit. From three widths draws therefore come half
+    from each, and the prediction is the mean of the two; from four on, it is the second's. Every width counts equally.
 
     Raises:
         FitError: fewer than three widths, an optimum at an edge (a bound), or a loss not above 0.
@@ -98,7 +103,7 @@ def predict_loss(law: LossLaw, width: int) -> LossPrediction:
 
     return LossPrediction(
         width=width,
-        loss=(at(law.pure) + at(law.limited)) / 2,
+        loss=sum(map(at, law.forms)) / len(law.forms),
         interval=percentile_interval([at(draw) for draw in law.draws], law.level) if law.draws else None,
     )
 
@@ -111,8 +116,13 @@ def _draws(widths: Floats, optima: Sequence[Optimum], rng: np.random.Generator) 
     columns = [rng.choice([draw.loss for draw in o.draws], size=n_draws, replace=False) for o in optima]
     rows = np.column_stack(columns)
     rows = rows[(rows > 0).all(axis=1)]
-    forms = (_fit_pure, _fit_limited)
-    return tuple(forms[i % 2](widths, row) for i, row in enumerate(rows))
+    forms = (_fit_limited,) if _checked(widths) else (_fit_pure, _fit_limited)
+    return tuple(forms[i % len(forms)](widths, row) for i, row in enumerate(rows))
+
+
+def _checked(widths: Sequence[float] | Floats) -> bool:
+    """Whether there are more widths than a law with a limit has parameters."""
+    return len(widths) > 3
 
 
 def _fit_pure(widths: Floats, losses: Floats) -> PowerLaw:

@@ -136,10 +136,12 @@ class ResultStore:
 
         Raises:
             FolderHoldsAnotherSweepError: another name, or recorded results that the plan does not contain.
-            StoreError: the path is a file.
+            StoreError: the path is a file, or the folder holds imported runs.
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise StoreError(f"{self.folder} is a file, not a folder. Choose another output folder.")
+        if (self.folder / "observations.parquet").exists():
+            raise StoreError(f"{self.folder} holds imported runs, not a sweep. Choose another folder with --out.")
         held = self._held_plan()
         committed = self.committed_ids()
         ours = committed if held is None else committed & set(held["trial_ids"])

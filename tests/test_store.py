@@ -298,6 +298,11 @@ def test_paths_that_cannot_be_a_results_folder(store: ResultStore, tmp_path: Pat
     file.write_text("")
     with pytest.raises(StoreError, match=r"is a file, not a folder\. Choose another"):
         bind(ResultStore(file), [])
+    imported = ResultStore(tmp_path / "imported")
+    imported.folder.mkdir()
+    (imported.folder / "observations.parquet").touch()
+    with pytest.raises(StoreError, match=r"holds imported runs, not a sweep\. Choose another"):
+        bind(imported, [])
     bind(store, [])
     (store.folder / "sweep.json").write_text("{")
     with pytest.raises(StoreError, match=r"sweep\.json is damaged\. Remove it"):

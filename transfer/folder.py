@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from sweeps.files import replace_file
+from sweeps.import_map import OBSERVATIONS
 from sweeps.spec import SweepSpec, TargetSpec, load_spec, load_target
 
 if TYPE_CHECKING:
@@ -22,6 +23,20 @@ class FolderError(ValueError):
     """A results folder or a file in it that cannot be used. The message says which, why and what to do."""
 
 
+def is_import(path: Path) -> bool:
+    """Whether a folder holds runs made elsewhere (`mutransfer import`) and not a sweep."""
+    return (path / OBSERVATIONS).is_file()
+
+
+def refuse_import(path: Path) -> None:
+    """Raises FolderError if the folder holds an import."""
+    if is_import(path):
+        raise FolderError(
+            f"{path}: holds runs that were made elsewhere, and no spec that says how to run them. "
+            "Of an import there are `mutransfer fit`, `transfer` and `report`."
+        )
+
+
 def sweep_folder(path: Path) -> Path:
     """The folder of a sweep.
 
@@ -30,6 +45,7 @@ def sweep_folder(path: Path) -> Path:
     """
     if not path.is_dir():
         raise FolderError(f"{path}: there is no such folder. Give the folder that `mutransfer sweep` wrote.")
+    refuse_import(path)
     if not (path / SPEC).is_file():
         raise FolderError(
             f"{path}: holds no sweep, for it has no {SPEC}. Give the folder that `mutransfer sweep` wrote."

@@ -1,0 +1,197 @@
+"""The column map of an import: which columns of somebody's table of runs hold what, in which unit.
+
+Loads neither pandas nor pyarrow: a wrong map is refused before the table is opened.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, Field, PrivateAttr, Strict, model_validator
+
+from sweeps.spec_errors import parse, read_text, refuse_unknown_keys
+from sweeps.spec_types import SECTION, Value, distinct
+
+OBSERVATIONS, IMPORT_MAP = "observations.parquet", "import.toml"  # files of a results folder
+# Columns of the canonical table beside the scales and hyperparameters.
+SERIES, SEED, LOSS = "series", "seed", "loss"
+_OWN_COLUMNS = frozenset({SERIES, SEED, LOSS})
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+Cell = str | int | float | bool
+Words = Annotated[tuple[str, ...], Strict(False), AfterValidator(distinct)]
+Holds = Literal["value", "log2", "log10", "ln"]
+
+
+class _Section(BaseModel):
+    model_config = SECTION
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, values: Any) -> Any:
+        return refuse_unknown_keys(values, cls.model_fields)
+
+
+def _not_empty(table: dict[str, Value]) -> dict[str, Value]:
+    if not table:
+        raise ValueError("must name at least one, got none. Add one.")
+    return table
+
+
+class NumberColumn(_Section):
+    """A column of positive numbers. The value is what the column holds, out of its logarithm, times `multiply`."""
+
+    column: str
+    holds: Holds = "value"
+    multiply: float = Field(default=1.0, gt=0)  # such as the tokens of a sequence
+
+
+class LossColumn(_Section):
+    """The loss. `bits` and `perplexity` (of a token) become nats."""
+
+    column: str
+    unit: Literal["nats", "bits", "perplexity"] = "nats"
+    empty: Literal["refuse", "diverged", "leave_out"] = "refuse"  # what an empty cell says of its run
+
+
+class SeriesColumn(_Section):
+    """What is followed over scale, such as an optimizer: a column of names, or one name for every row."""
+
+    column: str | None = None
+    value: str | None = None
+
+    @model_validator(mode="after")
+    def _one_of_the_two(self) -> Self:
+        if (self.column is None) == (self.value is None):
+            raise ValueError(
+                f"must have either a column or a value, got column = {self.column!r}, value = {self.value!r}. "
+                'Write column = "..." or value = "...".'
+            )
+        return self
+
+
+class SeedColumn(_Section):
+    """A column of whole numbers."""
+
+    column: str
+
+
+class StatusColumn(_Section):
+    """A column that says how a run ended. Values in neither list are runs with a loss."""
+
+    column: str
+    diverged: Words = ("diverged",)
+    leave_out: Annotated[tuple[str, ...], Strict(False)] = ()  # such as crashed: says nothing about its settings
+
+    @model_validator(mode="after")
+    def _lists_apart(self) -> Self:
+        both = sorted(set(self.diverged) & set(self.leave_out))
+        if both:
+            raise ValueError(f"diverged and leave_out must not share a value, got {both[0]!r} in both. Remove one.")
+        return self
+
+
+class RequireEqual(_Section):
+    """Columns that must hold one value over all rows that are read, such as a data set or a token budget."""
+
+    columns: Words
+
+
+class ImportMap(_Section):
+    """A whole column map, as `load_map` returns it."""
+
+    name: Name
+    loss: LossColumn
+    series: SeriesColumn | None = None  # None: one series, called as the import
+    scales: Annotated[dict[Name, NumberColumn], AfterValidator(_not_empty)]
+    hps: Annotated[dict[Name, NumberColumn], AfterValidator(_not_empty)]
+    seed: SeedColumn | None = None  # None: every run is of seed 0
+    status: StatusColumn | None = None
+    require_equal: RequireEqual | None = None
+    filter: dict[str, Cell] = Field(default_factory=dict)  # rows to read: column -> the value it must hold
+    _file: Path = PrivateAttr(default=Path("columns.toml"))
+    _text: str = PrivateAttr(default="")
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        for name in self.hps:
+            if name in self.scales:
+                raise ValueError(f"{name} must be a scale or a hyperparameter, got both. Rename or remove one.")
+        for name in (*self.scales, *self.hps):
+            if name in _OWN_COLUMNS:
+                raise ValueError(f"no scale or hyperparameter may be called {name}, which has its own section.")
+        return self
+
+    @property
+    def file(self) -> Path:
+        """Where it was read from."""
+        return self._file
+
+    @property
+    def text(self) -> str:
+        """The TOML as it was written."""
+        return self._text
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Every column that is read, by the key of the map that names it."""
+        named: dict[str, str | None] = {
+            "loss.column": self.loss.column,
+            "series.column": self.series.column if self.series else None,
+            **{f"scales.{name}.column": scale.column for name, scale in self.scales.items()},
+            **{f"hps.{name}.column": hp.column for name, hp in self.hps.items()},
+            "seed.column": self.seed.column if self.seed else None,
+            "status.column": self.status.column if self.status else None,
+            **{f"require_equal.columns[{i}]": c for i, c in enumerate(self._required)},
+            **{f"filter.{column}": column for column in self.filter},
+        }
+        return {key: column for key, column in named.items() if column is not None}
+
+    @property
+    def _required(self) -> tuple[str, ...]:
+        return self.require_equal.columns if self.require_equal else ()
+
+
+class ImportTarget(_Section):
+    """The scales of the large run that an import's hyperparameters are meant for."""
+
+    scales: Annotated[dict[Name, Annotated[float, Field(gt=0)]], AfterValidator(_not_empty)]
+    _file: Path = PrivateAttr(default=Path("target.toml"))
+    _text: str = PrivateAttr(default="")
+
+    @property
+    def file(self) -> Path:
+        """Where it was read from."""
+        return self._file
+
+    @property
+    def text(self) -> str:
+        """The TOML as it was written."""
+        return self._text
+
+
+def load_map(path: str | Path) -> ImportMap:
+    """Read a column map.
+
+    Raises:
+        SpecError: the file or a key is not usable.
+    """
+    file = Path(path)
+    text = read_text(file)
+    columns = parse(text, ImportMap, file=file)
+    columns._file, columns._text = file, text
+    return columns
+
+
+def load_import_target(path: str | Path) -> ImportTarget:
+    """Read the target file of an import.
+
+    Raises:
+        SpecError: the file or a key is not usable.
+    """
+    file = Path(path)
+    text = read_text(file)
+    target = parse(text, ImportTarget, file=file)
+    target._file, target._text = file, text
+    return target

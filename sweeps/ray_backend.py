@@ -1,8 +1,8 @@
 """Ray Tune as executor. The only file that imports ray.
 
-Tune gets one axis, the packs. Workers commit results themselves, so nothing that Tune knows is needed again:
-its files go to a temporary folder, a resumed sweep is a new Tune run over what is missing, and `Tuner.restore`
-is not used (it can lose a grid without an error).
+Tune gets one axis, the packs, or learning rates one by one from `OptunaSearch`. Workers commit results themselves,
+so nothing that Tune knows is needed again: its files go to a temporary folder, a resumed sweep is a new Tune run over
+what is missing, and `Tuner.restore` is not used (it can lose a grid without an error).
 """
 
 import logging
@@ -13,20 +13,25 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import optuna
 import ray
 from ray import tune
+from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
 
 from proxy_models.data import DataError, DataSource
+from sweeps.basin import PARAMETER, Basin, OnSuggest, objective
 from sweeps.pack import Pack
 from sweeps.provenance import provenance
 from sweeps.run import BackendError, Interrupted, OnEvent, PackStarted, TrialFinished, raising_interrupted
 from sweeps.store import ResultStore, StoreError
+from sweeps.trial import Trial
 
 _SETTINGS: Mapping[str, str] = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # five files a trial and twice the memory
@@ -36,6 +41,8 @@ _SETTINGS: Mapping[str, str] = {
 }
 _POLL_SECONDS = 0.5
 _PROBE_SECONDS = 10.0
+_BASIN = "basin"  # index, in a Tune trial's config
+_LOSS = "mean_validation_loss"  # over seeds, what Optuna minimizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,40 +68,108 @@ class RayBackend:
             Interrupted: SIGINT or SIGTERM.
         """
         shared = ResultStore(store.folder.resolve())
+        with self._session(shared, workers) as (scratch, received):
+            monitor = _Monitor(
+                trials_of=lambda config: packs[config["pack"]].trials,
+                waiting={trial.trial_id for pack in packs for trial in pack.trials},
+                store=shared,
+                on_event=on_event,
+                received=received,
+            )
+            trainable = tune.with_parameters(_PackRunner, packs=packs, store=shared, data_source=data_source)
+            tune.Tuner(
+                tune.with_resources(trainable, {"cpu": 1}),
+                param_space={"pack": tune.grid_search(list(range(len(packs))))},
+                tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=workers),
+                run_config=_run_config(scratch, monitor),
+            ).fit()
+            monitor.finish()
+
+    def refine(
+        self,
+        basins: Sequence[Basin],
+        *,
+        store: ResultStore,
+        data_source: DataSource,
+        workers: int,
+        on_event: OnEvent,
+        on_suggest: OnSuggest,
+    ) -> None:
+        """See `sweeps.basin.Refiner`; raises as `execute`.
+
+        Basins take turns, and as many learning rates are tried at a time as there are workers. With more than one
+        worker, what Optuna suggests depends on which results it has seen.
+        """
+        shared = ResultStore(store.folder.resolve())
+        with self._session(shared, workers) as (scratch, received):
+            monitor = _BasinMonitor(
+                basins=basins, on_suggest=on_suggest, store=shared, on_event=on_event, received=received
+            )
+            trainable = tune.with_parameters(_BasinRunner, basins=basins, store=shared, data_source=data_source)
+            tune.Tuner(
+                tune.with_resources(trainable, {"cpu": 1}),
+                tune_config=tune.TuneConfig(
+                    search_alg=_BasinSearch(basins),
+                    num_samples=sum(basin.n_suggestions for basin in basins),
+                    reuse_actors=True,
+                    max_concurrent_trials=workers,
+                ),
+                run_config=_run_config(scratch, monitor),
+            ).fit()
+            monitor.finish()
+
+    @contextmanager
+    def _session(self, store: ResultStore, workers: int) -> Iterator[tuple[Path, Sequence[int]]]:
+        """A cluster, a folder for Tune's own files, and the signals received so far."""
         with (
             _cluster(self.address, workers),
             raising_interrupted() as received,
-            _scratch_folder(None if self.address is None else shared.folder) as scratch,
+            _scratch_folder(None if self.address is None else store.folder) as scratch,
         ):
-            monitor = _Monitor(packs=packs, store=shared, on_event=on_event, received=received)
-            _tuner(packs, shared, data_source, workers, scratch, monitor).fit()
-            monitor.report_finished()
-            monitor.raise_if_stopped()
-            monitor.record_lost()
+            yield scratch, received
 
 
-def _tuner(
-    packs: Sequence[Pack],
-    store: ResultStore,
-    data_source: DataSource,
-    workers: int,
-    scratch: Path,
-    monitor: "_Monitor",
-) -> tune.Tuner:
-    trainable = tune.with_parameters(_PackRunner, packs=packs, store=store, data_source=data_source)
-    return tune.Tuner(
-        tune.with_resources(trainable, {"cpu": 1}),
-        param_space={"pack": tune.grid_search(list(range(len(packs))))},
-        tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=workers),
-        run_config=tune.RunConfig(
-            storage_path=str(scratch),
-            verbose=0,
-            # A lost pack is tried again by the sweep itself, which knows what the pack had finished.
-            failure_config=tune.FailureConfig(max_failures=0),
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            callbacks=[monitor],
-        ),
+def _run_config(scratch: Path, monitor: "_Monitor") -> tune.RunConfig:
+    return tune.RunConfig(
+        storage_path=str(scratch),
+        verbose=0,
+        # A lost pack is tried again by the sweep itself, which knows what the pack had finished.
+        failure_config=tune.FailureConfig(max_failures=0),
+        checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        callbacks=[monitor],
     )
+
+
+class _BasinSearch(Searcher):  # type: ignore[misc]
+    """One `OptunaSearch` a basin, taking turns, so that each sees many of its results before it suggests again."""
+
+    def __init__(self, basins: Sequence[Basin]) -> None:
+        super().__init__(metric=_LOSS, mode="min")
+        self.searches = [_optuna_search(basin) for basin in basins]
+        rounds = range(max(basin.n_suggestions for basin in basins))
+        self.turns = [i for turn in rounds for i, basin in enumerate(basins) if turn < basin.n_suggestions]
+        self.owners: dict[str, int] = {}  # Tune's trial id -> basin
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        basin = self.turns.pop(0)
+        self.owners[trial_id] = basin
+        return {_BASIN: basin, **self.searches[basin].suggest(trial_id)}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self.searches[self.owners.pop(trial_id)].on_trial_complete(trial_id, result, error)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Tune wants a file. It is never read: a resumed sweep is a new Tune run over what is missing."""
+        Path(checkpoint_path).touch()
+
+
+def _optuna_search(basin: Basin) -> OptunaSearch:
+    """Optuna's suggestions, after what is known: values that diverged, which `evaluated_rewards` cannot say, too."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    search = OptunaSearch(dict(basin.space()), metric=_LOSS, mode="min", sampler=basin.sampler())
+    for known in basin.known_trials():
+        search.add_evaluated_point(known.params, known.value, pruned=known.state is optuna.trial.TrialState.PRUNED)
+    return search
 
 
 class _PackRunner(tune.Trainable):  # type: ignore[misc]
@@ -122,20 +197,54 @@ class _PackRunner(tune.Trainable):  # type: ignore[misc]
         return {"done": True}
 
 
+class _BasinRunner(tune.Trainable):  # type: ignore[misc]
+    """A worker that trains all seeds at a suggested learning rate and tells Tune their mean loss."""
+
+    def setup(
+        self, config: dict[str, Any], basins: Sequence[Basin], store: ResultStore, data_source: DataSource
+    ) -> None:
+        from sweeps.worker import prepare_process
+
+        prepare_process()
+        self.basins, self.store, self.data_source = basins, store, data_source
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """As `_PackRunner`."""
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Run one pack. No loss, where a seed diverged or failed, makes the trial a pruned one to Optuna."""
+        from sweeps.worker import describe, run_pack
+
+        pack = self.basins[self.config[_BASIN]].pack_at(self.config[PARAMETER])
+        try:
+            run_pack(pack, data_source=self.data_source, store=self.store, on_event=lambda event: None)
+            loss = objective(self.store.read_one(trial.trial_id) for trial in pack.trials)
+        except (DataError, StoreError, OSError) as error:
+            return {"done": True, _LOSS: None, "stop": describe(error)}
+        return {"done": True, _LOSS: loss}
+
+
 class _Monitor(tune.Callback):  # type: ignore[misc]
     """Tells of trials as their files appear. Tune calls it from its loop, several times a second."""
 
     def __init__(
-        self, *, packs: Sequence[Pack], store: ResultStore, on_event: OnEvent, received: Sequence[int]
+        self,
+        *,
+        trials_of: Callable[[Mapping[str, Any]], tuple[Trial, ...]],
+        waiting: set[str],
+        store: ResultStore,
+        on_event: OnEvent,
+        received: Sequence[int],
     ) -> None:
-        self.packs, self.store, self.on_event, self.received = packs, store, on_event, received
-        self.waiting = {trial.trial_id for pack in packs for trial in pack.trials}
+        self.trials_of, self.waiting = trials_of, waiting  # of a Tune trial's config; ids without a result
+        self.store, self.on_event, self.received = store, on_event, received
         self.lost: list[Any] = []  # Tune's trials, which are packs, whose worker died
         self.stop = ""  # why a worker says that the sweep cannot go on
         self.next_poll = 0.0
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.on_event(PackStarted(trials=self.packs[trial.config["pack"]].trials))
+        self.on_event(PackStarted(trials=self.trials_of(trial.config)))
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         if self.received:  # the handler's exception was swallowed on its way
@@ -165,13 +274,39 @@ class _Monitor(tune.Callback):  # type: ignore[misc]
                 self.waiting.remove(trial_id)
                 self.on_event(TrialFinished(result=result))
 
+    def finish(self) -> None:
+        """After the last trial: the last events, and the lost.
+
+        Raises:
+            BackendError: a worker said that the sweep cannot go on.
+        """
+        self.report_finished()
+        self.raise_if_stopped()
+        self.record_lost()
+
     def record_lost(self) -> None:
         """Record why the trials of packs whose worker died have no result."""
         for lost in self.lost:
             error = _describe_loss(lost.get_pickled_error() or lost.get_error())
-            for trial in self.packs[lost.config["pack"]].trials:
+            for trial in self.trials_of(lost.config):
                 if trial.trial_id in self.waiting:
                     self.store.record_failure(trial, error, provenance())
+
+
+class _BasinMonitor(_Monitor):
+    """A monitor that learns of the trials as they are suggested, and tells of them before they run."""
+
+    def __init__(self, *, basins: Sequence[Basin], on_suggest: OnSuggest, **monitor: Any) -> None:
+        super().__init__(
+            trials_of=lambda config: basins[config[_BASIN]].pack_at(config[PARAMETER]).trials, waiting=set(), **monitor
+        )
+        self.basins, self.on_suggest = basins, on_suggest
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Tune calls this before the worker gets the trial."""
+        self.on_suggest(self.basins[trial.config[_BASIN]], trial.config[PARAMETER])
+        self.waiting |= {one.trial_id for one in self.trials_of(trial.config)} - self.store.committed_ids()
+        super().on_trial_start(iteration, trials, trial, **info)
 
 
 def _describe_loss(error: object) -> str:

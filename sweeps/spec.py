@@ -4,7 +4,7 @@ Loads neither torch nor ray nor pandas: a command that only reads a spec starts 
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ def load_spec(path: str | Path) -> SweepSpec:
     _check_optimizers(spec)
     _check_widths(spec)
     run_configs(spec)
+    _check_search(spec)
     _check_first_steps(spec)
     return spec
 
@@ -146,7 +147,7 @@ def run_configs(spec: SweepSpec) -> tuple[RunConfig, ...]:
     """
     owners: dict[RunConfig, str] = {}
     for optimizer in spec.optimizers:
-        for run in _grid_of(spec, optimizer):
+        for run in _grid_of(spec, optimizer, spec.run.widths):
             owner = owners.setdefault(run, optimizer)
             require(
                 owner == optimizer,
@@ -159,11 +160,15 @@ def run_configs(spec: SweepSpec) -> tuple[RunConfig, ...]:
 
 
 def labeled_trials(spec: SweepSpec, data_fingerprint: str) -> tuple[tuple[str, Trial], ...]:
-    """The sweep's trials on data with this fingerprint, each with its optimizer's name in the spec, none twice."""
+    """What the spec alone plans on data with this fingerprint, each trial with its optimizer's name, none twice.
+
+    That is the whole grid, or the grid at the smallest width where later trials are telescoped.
+    """
+    widths = (min(spec.run.widths),) if spec.search.method == "telescope" else spec.run.widths
     return tuple(
         (optimizer, Trial(run=run, data_fingerprint=data_fingerprint))
         for optimizer in spec.optimizers
-        for run in _grid_of(spec, optimizer)
+        for run in _grid_of(spec, optimizer, widths)
     )
 
 
@@ -172,9 +177,9 @@ def plan_trials(spec: SweepSpec, data_fingerprint: str) -> tuple[Trial, ...]:
     return tuple(trial for _, trial in labeled_trials(spec, data_fingerprint))
 
 
-def _grid_of(spec: SweepSpec, optimizer: str) -> Iterator[RunConfig]:
+def _grid_of(spec: SweepSpec, optimizer: str, widths: Sequence[int]) -> Iterator[RunConfig]:
     axes = axes_of(spec, optimizer)
-    for width, values, seed in itertools.product(spec.run.widths, itertools.product(*axes.values()), spec.run.seeds):
+    for width, values, seed in itertools.product(widths, itertools.product(*axes.values()), spec.run.seeds):
         overrides = dict(zip(axes, values, strict=True))
         try:
             yield run_config(spec, optimizer, width=width, seed=seed, overrides=overrides)
@@ -219,6 +224,28 @@ def _check_optimizers(spec: SweepSpec) -> None:
             _key_of(spec, name, "lr") if values else f"optimizers.{name}.axes.lr",
             f"must have at least {MIN_LR_VALUES} values, or no optimum can be fitted, got {list(values)}. "
             "Add values one octave apart.",
+        )
+
+
+def _check_search(spec: SweepSpec) -> None:
+    """A search that adapts does so in the learning rate, which then is the only axis of every optimizer."""
+    if spec.search.method == "grid":
+        return
+    owners: dict[RunConfig, str] = {}
+    for optimizer in spec.optimizers:
+        for axis in sorted(axes_of(spec, optimizer).keys() - {"lr"}):
+            raise SpecError(
+                f'{spec.file}: search.method: must be "grid" where {axis} is an axis '
+                f'({_key_of(spec, optimizer, axis)}), for only lr is searched, got "{spec.search.method}". Change it, '
+                f"or give {axis} one value in hparams."
+            )
+        run = run_config(spec, optimizer, width=min(spec.run.widths), seed=0, overrides={"lr": 1e-3})
+        owner = owners.setdefault(run, optimizer)
+        require(
+            owner == optimizer,
+            spec.file,
+            f"optimizers.{optimizer}",
+            f"must differ from optimizers.{owner} in more than its lr, which is searched. Merge them, or change one.",
         )
 
 

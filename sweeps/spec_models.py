@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, PrivateAttr, model_validator
+from pydantic import BaseModel, Field, PrivateAttr, Strict, model_validator
 
 from proxy_models.config import Parametrization, ScheduleName, WeightDecayInvariant
 from sweeps.spec_errors import refuse_unknown_keys
@@ -74,6 +74,46 @@ class DiagnosticsSection(_Section):
     every_steps: int = Field(ge=1)
 
 
+_SEARCH_KEYS: dict[str, tuple[str, ...]] = {
+    "grid": (),
+    "telescope": ("points", "max_reexpansions", "shrink_bounds"),
+    "optuna": ("trials", "sampler_seed"),
+}
+
+
+class SearchSection(_Section):
+    """How the learning rates are chosen: all at once from the grid, or later ones from the results of earlier ones."""
+
+    method: Literal["grid", "telescope", "optuna"] = "grid"
+    points: int = Field(default=5, ge=3)  # of a telescoped width, at least; odd, so that the center is one
+    max_reexpansions: int = Field(default=4, ge=0)  # of a telescoped width; each adds twice as many points as the last
+    # Exponent of width with which the spacing may shrink. Optima were seen to converge with 0.39 to 1
+    # (arXiv:2512.22768, appendix); until three widths show it, the lower bound is taken.
+    shrink_bounds: Annotated[tuple[float, float], Strict(False)] = (0.3, 1.0)
+    trials: int = Field(default=8, ge=1)  # learning rates that Optuna tries, for each optimizer and width
+    sampler_seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _keys_go_with_method(self) -> Self:
+        for method, keys in _SEARCH_KEYS.items():
+            for key in keys:
+                if key in self.model_fields_set and method != self.method:
+                    raise ValueError(
+                        f'{key} goes with method = "{method}", got method = "{self.method}". Remove {key}.'
+                    )
+        if self.points % 2 == 0:
+            raise ValueError(f"points must be odd, half of them to each side of a center, got {self.points}. Add one.")
+        low, high = self.shrink_bounds
+        if not 0 <= low <= high:
+            raise ValueError(f"shrink_bounds must be [low, high] with 0 <= low <= high, got {[low, high]}. Change one.")
+        return self
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The method and its own keys, as JSON values."""
+        return self.model_dump(mode="json", include={"method", *_SEARCH_KEYS[self.method]})
+
+
 class SweepSpec(_Section):
     """A whole sweep, as `load_spec` returns it: every run of its grid is known to be valid."""
 
@@ -84,6 +124,7 @@ class SweepSpec(_Section):
     hparams: HParamsTable = Field(default_factory=dict)
     axes: AxesTable = Field(default_factory=dict)
     optimizers: OptimizersTable
+    search: SearchSection = SearchSection()
     check: CheckSection = CheckSection()
     diagnostics: DiagnosticsSection | None = None
     _file: Path = PrivateAttr(default=Path("spec.toml"))

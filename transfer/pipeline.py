@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from proxy_models.config import ModelConfig
 from proxy_models.data import DataSource, TokenData, load_data
 from sweeps.run import SweepOutcome
-from sweeps.spec import SweepSpec, TargetSpec, check_target, labeled_trials, plan_trials
+from sweeps.spec import SweepSpec, TargetSpec, check_target, plan_trials
+from sweeps.stages import planned_trials, read_stages
 from sweeps.store import ResultStore
 from sweeps.trial import Trial, TrialResult, TrialStatus, canonical_json
 from transfer import folder as folders
@@ -69,8 +70,27 @@ def sweep(
 
 
 def run_prepared(spec: SweepSpec, store: ResultStore, trials: Sequence[Trial], execution: Execution) -> SweepOutcome:
-    """Train what `prepare` gave and the store does not hold yet. Raises TrialsFailed as `sweep`."""
-    return run_trials(trials, store, spec, execution, title=f"sweep {spec.name}")
+    """Train what `prepare` gave and the store does not hold yet, and what a search plans from that.
+
+    Raises TrialsFailed as `sweep`.
+    """
+    if spec.search.method == "grid":
+        return run_trials(trials, store, spec, execution, title=f"sweep {spec.name}")
+    from transfer.search import run_search
+
+    outcome = run_search(spec, store, execution, trials[0].data_fingerprint, band_nats=BAND_NATS)
+    if spec.search.method == "optuna":
+        publish(store.folder)
+    return outcome
+
+
+def publish(folder: Path) -> Path:
+    """Write the folder's results to an Optuna storage, optuna.log, whatever its search method; return that."""
+    from transfer.optuna_storage import publish as write_storage
+
+    spec = folders.read_spec(folder)
+    recorded = read_recorded(folder, spec)
+    return write_storage(folder, spec, recorded.results, recorded.labels)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +122,7 @@ class Recorded:
 def read_recorded(folder: Path, spec: SweepSpec) -> Recorded:
     """Read every result once; damaged files are named and set aside."""
     recorded = ResultStore(folder.resolve()).read(warn=say)
-    labeled = labeled_trials(spec, load_tokens(spec).fingerprint)
+    labeled = planned_trials(spec, read_stages(folder, spec), load_tokens(spec).fingerprint)
     labels = {trial.trial_id: label for label, trial in labeled}
     return Recorded(
         planned=tuple(trial for _, trial in labeled),
@@ -203,12 +223,23 @@ def prepare(spec: SweepSpec, folder: Path, *, fresh: bool, gate: bool) -> tuple[
         DataError, StoreError: the data cannot be read, or the folder holds another sweep; nothing was changed.
         GateError: the coordinate check failed (with `gate`).
     """
-    trials = plan_trials(spec, load_tokens(spec).fingerprint)
+    fingerprint = load_tokens(spec).fingerprint
     store = ResultStore(folder.resolve())
     if fresh and (aside := store.set_aside_folder()):
         say(f"moved the earlier results to {aside.name}")
+    trials = _planned(spec, store, fingerprint)
     store.bind(name=spec.name, spec_text=spec.text, planned_ids=[trial.trial_id for trial in trials])
     folders.write_origin(folder, spec)
     if gate:
         run_gate(spec, folder).refuse_failure()
     return store, trials
+
+
+def _planned(spec: SweepSpec, store: ResultStore, fingerprint: str) -> tuple[Trial, ...]:
+    """What the spec plans, and what its search has planned so far."""
+    if spec.search.method == "grid":
+        return plan_trials(spec, fingerprint)
+    from transfer.search import stages_so_far
+
+    stages = stages_so_far(spec, store, fingerprint, band_nats=BAND_NATS)
+    return tuple(trial for _, trial in planned_trials(spec, stages, fingerprint))

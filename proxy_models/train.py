@@ -58,10 +58,14 @@ class Training:
     def step(self, observe: Observe | None = None) -> float:
         """One update, which `observe` sees for each stack; returns the loss before it, in nats per token."""
         step = self.optimizer.step_count
-        loss = self._losses(self.windows(step)).mean()
-        gradients = torch.autograd.grad(loss, self.weights)
+        loss, gradients = self.gradients(self.windows(step), self.weights)
         self.optimizer.step(gradients, torch.tensor([schedule_factor(self.run, step)]), observe)
         return loss.item()
+
+    def gradients(self, windows: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Mean loss of some windows, and its gradients, by any weights that require them."""
+        loss = self._losses(windows, weights).mean()
+        return loss, torch.autograd.grad(loss, weights)
 
     def windows(self, step: int) -> Tensor:
         """The step's training windows, (B, T + 1)."""
@@ -76,14 +80,14 @@ class Training:
             )
         )
 
-    def forward(self, tokens: Tensor, tap: Tap | None = None) -> Tensor:
-        """Logits (B, T, V) of tokens (B, T); `tap` sees every named activation."""
-        parameters = parameters_of(self.layouts, self.weights, 0)
+    def forward(self, tokens: Tensor, tap: Tap | None = None, weights: Sequence[Tensor] | None = None) -> Tensor:
+        """Logits (B, T, V) of tokens (B, T), by other weights if given; `tap` sees every named activation."""
+        parameters = parameters_of(self.layouts, self.weights if weights is None else weights, 0)
         return functional_call(self.model, parameters, (tokens,) if tap is None else (tokens, tap))
 
-    def _losses(self, windows: Tensor) -> Tensor:
+    def _losses(self, windows: Tensor, weights: Sequence[Tensor] | None = None) -> Tensor:
         """Mean loss of each sequence, (B,)."""
-        logits = self.forward(windows[:, :-1])  # (B, T, V)
+        logits = self.forward(windows[:, :-1], weights=weights)  # (B, T, V)
         targets = windows[:, 1:]  # (B, T)
         losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
         return losses.unflatten(0, targets.shape).mean(1)
@@ -98,24 +102,38 @@ class Training:
         return losses.mean().item(), (losses.std() / math.sqrt(len(losses))).item()
 
 
+# Sees every iterate of a run: before the first update, with 0 updates done, and after each.
+Follow = Callable[[Training, int], None]
+
+
 def train(
-    runs: Sequence[RunConfig], data: TokenData, *, on_step: OnStep | None = None, diagnose_every: int | None = None
+    runs: Sequence[RunConfig],
+    data: TokenData,
+    *,
+    on_step: OnStep | None = None,
+    diagnose_every: int | None = None,
+    follow: Follow | None = None,
 ) -> Iterator[TrainOutcome]:
     """Train a pack, member after member; yields each outcome as soon as it is known.
 
     `on_step(member, steps done)` is called after every update. With `diagnose_every`, diagnostics of the first
-    update and of every so many after it; they change no other number.
+    update and of every so many after it; they change no other number, and nor may `follow`.
     """
     for member, run in enumerate(runs):
         yield _train_one(
-            run, data, lambda done, member=member: on_step(member, done) if on_step else None, diagnose_every
+            run,
+            data,
+            lambda done, member=member: on_step(member, done) if on_step else None,
+            diagnose_every,
+            follow or (lambda training, done: None),
         )
 
 
 def _train_one(
-    run: RunConfig, data: TokenData, on_step: Callable[[int], None], diagnose_every: int | None
+    run: RunConfig, data: TokenData, on_step: Callable[[int], None], diagnose_every: int | None, follow: Follow
 ) -> TrainOutcome:
     training = Training(run, data)
+    follow(training, 0)
     diagnostics: list[Diagnostic] = []
     places = training.model.places()
     every = max(1, run.steps // CURVE_POINTS)
@@ -139,6 +157,7 @@ def _train_one(
             if done % every == 0 or done == run.steps:
                 steps.append(done)
                 losses.append(smooth.value)
+        follow(training, done)
         on_step(done)
     seconds = time.perf_counter() - start
     validation: tuple[float, float] | None = None

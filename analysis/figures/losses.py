@@ -32,9 +32,9 @@ def loss_against_lr(fit: SweepFit, targets: Sequence[Target] = ()) -> Figure:
         top = _top(members, here, fit.band_nats)
         above = above or any(mean > top for s in members for mean in s.mean_losses if mean is not None)
         for rank, surface in enumerate(members):
-            _draw_surface(ax, surface, looks[surface.width], top, _DODGE * (rank - (len(members) - 1) / 2))
+            draw_surface(ax, surface, looks[surface.width], top, _DODGE * (rank - (len(members) - 1) / 2))
         for optimum in fit.optima_of(series):
-            _draw_optimum(ax, optimum, looks[optimum.width]["color"])
+            draw_optimum(ax, optimum, looks[optimum.width]["color"])
         for target in here:
             _draw_target(ax, target, top)
         low, _ = ax.get_ylim()
@@ -57,7 +57,7 @@ def _top(members: Sequence[Surface], targets: Sequence[Target], band_nats: float
     return max(min(max(means), max(best) + _HEADROOM_BANDS * band_nats), *measured, max(best))
 
 
-def _draw_surface(ax: Axes, surface: Surface, look: style.Look, top: float, dodge: float) -> None:
+def draw_surface(ax: Axes, surface: Surface, look: style.Look, top: float, dodge: float) -> None:
     rows = list(zip(surface.log2_values, surface.mean_losses, surface.seed_losses, strict=True))
     known = [(x, mean) for x, mean, _ in rows if mean is not None]
     ax.plot(*zip(*known, strict=True) if known else ([], []), **look, zorder=2)
@@ -69,7 +69,7 @@ def _draw_surface(ax: Axes, surface: Surface, look: style.Look, top: float, dodg
     ax.plot(diverged, [top] * len(diverged), "x", color=look["color"], markersize=7, markeredgewidth=2, zorder=4)
 
 
-def _draw_optimum(ax: Axes, optimum: Optimum, color: str) -> None:
+def draw_optimum(ax: Axes, optimum: Optimum, color: str) -> None:
     bars = style.bars(optimum.interval, optimum.log2_value)
     ax.errorbar(
         optimum.log2_value,

@@ -1,23 +1,29 @@
 """A whole sweep's fits: surfaces, optima, drifts and loss laws, and what could not be fitted and why."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
 from analysis.bootstrap import pool
 from analysis.drift import Drift, fit_drift
+from analysis.fast_transfer import FastTransfer, fast_transfer
 from analysis.interval import FitError
 from analysis.loss_law import LossLaw, fit_loss_law
+from analysis.observations import from_results
+from analysis.observed_fit import ObservedFit, fit_observed
 from analysis.optimum import Optimum, fit_optimum
+from analysis.penalty import Penalties, fit_penalties
 from analysis.points import Points, points_near_lowest
 from analysis.surface import NO_LABELS, Labels, Series, Setting, Surface, surfaces
+from analysis.width_laws import joint_error
 from sweeps.trial import TrialResult
 
 SCHEMA_VERSION = 1
 
-What = Literal["optimum", "drift", "loss_law"]
+What = Literal["optimum", "drift", "loss_law", "fast_transfer", "penalties"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +49,9 @@ class SweepFit:
     optima: tuple[Optimum, ...]
     drifts: tuple[Drift, ...]
     loss_laws: tuple[LossLaw, ...]
+    transfers: tuple[FastTransfer, ...]
+    penalties: tuple[Penalties, ...]
+    joint: ObservedFit | None  # of all hyperparameters at once, where the sweep has more than one numeric axis
     skipped: tuple[Skipped, ...]
 
     @property
@@ -60,8 +69,9 @@ class SweepFit:
         Keys: `schema_version` 1; `settings` (hp, band_nats, n_bootstrap, level); and lists of records with
         the fields of their classes: `surfaces` (and `mean_losses`, `standard_errors`, `censored`), `optima`
         (and `value`, `n_draws`, `flags` as {name, advice}), `drifts` (and `range_octaves`, `resolved`),
-        `loss_laws` (and `wider_is_better`), `skipped`. `fixed` is an object. Bootstrap draws are left out:
-        the same results and seed give them again.
+        `loss_laws` (and `wider_is_better`), `fast_transfer` (and `local_slopes`, `sentence`), `penalties`, `skipped`;
+        and `joint`, an `ObservedFit` or null. `fixed` is an object. Bootstrap draws are left out: the same results
+        and seed give them again.
         """
         return {
             "schema_version": SCHEMA_VERSION,
@@ -70,6 +80,9 @@ class SweepFit:
             "optima": [_optimum_json(optimum) for optimum in self.optima],
             "drifts": [_plain(drift, "range_octaves", "resolved") for drift in self.drifts],
             "loss_laws": [_plain(law, "wider_is_better") for law in self.loss_laws],
+            "fast_transfer": [_transfer_json(transfer) for transfer in self.transfers],
+            "penalties": [_penalties_json(penalties) for penalties in self.penalties],
+            "joint": None if self.joint is None else self.joint.to_json(),
             "skipped": [_plain(skipped) for skipped in self.skipped],
         }
 
@@ -92,6 +105,7 @@ def fit_sweep(
     Raises:
         FitError: no trial has a result, or `hp` is not a positive hyperparameter.
     """
+    results = tuple(results)
     built = surfaces(results, hp, labels)
     if not built:
         raise FitError("no trial has a result yet; run the sweep first")
@@ -111,6 +125,9 @@ def fit_sweep(
         optima=tuple(optimum for fit in fits for optimum in fit.optima),
         drifts=tuple(fit.drift for fit in fits if isinstance(fit.drift, Drift)),
         loss_laws=tuple(fit.loss_law for fit in fits if isinstance(fit.loss_law, LossLaw)),
+        transfers=tuple(fit.transfer for fit in fits if isinstance(fit.transfer, FastTransfer)),
+        penalties=tuple(fit.penalties for fit in fits if isinstance(fit.penalties, Penalties)),
+        joint=_fit_joint(results, built, np.random.default_rng([seed, 1]), n_bootstrap, level, labels),
         skipped=tuple(skipped for fit in fits for skipped in fit.skipped),
     )
 
@@ -124,6 +141,8 @@ class _SeriesFit(NamedTuple):
     optima: list[Optimum]
     drift: Drift | FitError
     loss_law: LossLaw | FitError
+    transfer: FastTransfer | FitError
+    penalties: Penalties | FitError
     skipped: list[Skipped]
 
 
@@ -148,10 +167,17 @@ def _fit_series(
     inner = [optimum for optimum in found if optimum.edge is None]  # at an edge: a bound, not a value
     drift = _attempt(fit_drift, inner, rng=rng, level=level)
     law = _attempt(fit_loss_law, inner, rng=rng, level=level)
+    transfer = _attempt(fast_transfer, inner, rng=rng, level=level)
+    if isinstance(transfer, FastTransfer) and transfer.laws is not None:
+        fitted = [surface for surface in members if surface.width in transfer.widths]
+        transfer = replace(transfer, joint_error=joint_error(transfer.laws, fitted, band_nats))
+    costs = _attempt(fit_penalties, members, inner, band_nats=band_nats, rng=rng, level=level)
     tried: list[tuple[What, int | None, object]] = [
         *(("optimum", surface.width, optimum) for surface, optimum in zip(members, optima, strict=True)),
         ("drift", None, drift),
         ("loss_law", None, law),
+        ("fast_transfer", None, transfer),
+        ("penalties", None, costs),
     ]
     optimizer, fixed = members[0].series
     skipped = [
@@ -159,7 +185,35 @@ def _fit_series(
         for what, width, outcome in tried
         if isinstance(outcome, FitError)
     ]
-    return _SeriesFit(found, drift, law, skipped)
+    return _SeriesFit(found, drift, law, transfer, costs, skipped)
+
+
+def _fit_joint(
+    results: Sequence[TrialResult],
+    built: Sequence[Surface],
+    rng: np.random.Generator,
+    n_bootstrap: int,
+    level: float,
+    labels: Labels,
+) -> ObservedFit | None:
+    """Over all numeric axes together; None where lr is the only one, an axis holds 0 or no basin has an optimum."""
+    values: dict[str, set[Any]] = defaultdict(set)
+    for surface in built:
+        for name, value in surface.fixed:
+            values[name].add(value)
+    numeric = [name for name, seen in sorted(values.items()) if len(seen) > 2 and all(_above_zero(v) for v in seen)]
+    if not numeric:
+        return None
+    fitted = _attempt(
+        lambda: fit_observed(
+            from_results(results, (built[0].hp, *numeric), labels), rng=rng, n_bootstrap=n_bootstrap, level=level
+        )
+    )
+    return fitted if isinstance(fitted, ObservedFit) else None
+
+
+def _above_zero(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 _P = ParamSpec("_P")
@@ -179,6 +233,15 @@ def _plain(record: Any, *derived: str) -> dict[str, Any]:
     values = {**asdict(record), **{name: getattr(record, name) for name in derived}}
     values |= {"fixed": dict(record.fixed)}
     return {name: value for name, value in values.items() if name != "draws"}
+
+
+def _transfer_json(transfer: FastTransfer) -> dict[str, Any]:
+    return _plain(transfer, "local_slopes", "sentence") | {"verdict": transfer.verdict.value}
+
+
+def _penalties_json(penalties: Penalties) -> dict[str, Any]:
+    each = [asdict(one) | {"resolved": one.resolved} for one in penalties.penalties]
+    return _plain(penalties) | {"penalties": each}
 
 
 def _optimum_json(optimum: Optimum) -> dict[str, Any]:

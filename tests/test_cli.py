@@ -19,7 +19,8 @@ README = Path(__file__).parent.parent / "README.md"
 
 def test_every_command_has_help_and_stands_in_the_readme() -> None:
     assert COMMANDS == [
-        "check", "fit", "lab", "memory", "plan", "report", "run", "status", "sweep", "transfer", "verify",
+        "check", "compare", "fit", "import", "lab", "memory", "plan", "publish", "report", "run", "status", "sweep",
+        "transfer", "verify",
     ]  # fmt: skip
     for command in COMMANDS:
         result = invoke(command, "--help")

@@ -35,6 +35,8 @@ A sweep is one TOML file. The usual way through it:
 
 - mutransfer run SPEC --target FILE: all of it at once
 
+- mutransfer import TABLE --columns MAP: start from runs made elsewhere; then fit, transfer and report
+
 Exit status: 0 done; 1 the work failed; 2 the input is wrong; 3 finished, but some trials failed;
 130 or 143 interrupted (resumable).""",
 )
@@ -61,20 +63,78 @@ NoCheck = Annotated[bool, typer.Option("--no-check", help="Run even where the co
 
 
 @app.command()
-def plan(spec: Spec, json: Json = False) -> None:
-    """Show what a sweep would run: trials, FLOPs, memory, and time measured over a few steps. Runs nothing."""
+def plan(
+    spec: Spec,
+    budget: Annotated[
+        float | None,
+        typer.Option(metavar="FLOPS", help="The best design within it, tuning and final run.", show_default=False),
+    ] = None,
+    excess: Annotated[
+        float | None,
+        typer.Option(metavar="NATS", help="The cheapest design that expects no more excess loss.", show_default=False),
+    ] = None,
+    target: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The final run's TOML file.", show_default="the final width is free"),
+    ] = None,
+    measured: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="DIR", help="A finished sweep to take rates from.", show_default="assumed"),
+    ] = None,
+    optimizer: Annotated[str | None, typer.Option(metavar="NAME", show_default="the spec's first")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Write budget.json and the frontier there.", show_default=False),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show what a sweep would run: trials, FLOPs, memory, and time measured over a few steps. Runs nothing.
+
+    With --budget or --excess instead: which proxy width, grid and seeds to spend FLOPs on, against direct tuning.
+    """
     with exit_statuses():
-        from sweeps.spec import labeled_trials, load_spec
+        from sweeps.spec import SpecError, check_target, load_spec, load_target
         from transfer import pipeline, tables
         from transfer.costs import costs as costs_of
+        from transfer.search import expected_trials
 
         loaded = load_spec(spec)
-        data = pipeline.load_tokens(loaded)
-        costs = costs_of(labeled_trials(loaded, data.fingerprint), data)
+        if budget is None and excess is None:
+            extra = {"--target": target, "--from": measured, "--optimizer": optimizer, "--out": out}
+            given = [option for option, value in extra.items() if value is not None]
+            if given:
+                raise SpecError(f"{', '.join(given)}: needs --budget or --excess. Add one of them.")
+            data = pipeline.load_tokens(loaded)
+            costs = costs_of(expected_trials(loaded, data.fingerprint), data)
+            if json:
+                emit_json({"schema_version": 1, "sweep": loaded.name, "costs": [cost.to_json() for cost in costs]})
+            else:
+                tables.show_costs(loaded.name, costs)
+            return
+
+        from transfer import budget_tables
+        from transfer.budget import plan_budget
+        from transfer.folder import read_spec
+
+        final = None if target is None else load_target(target)
+        if final is not None:
+            check_target(final, loaded)
+        planned = plan_budget(
+            loaded,
+            optimizer or next(iter(loaded.optimizers)),
+            budget=budget,
+            wanted_excess=excess,
+            target=final,
+            fit=None if measured is None else pipeline.fit(measured)[0],
+            fitted_spec=None if measured is None else read_spec(measured),
+        )
+        if out is not None:
+            budget_tables.write_budget(planned, out)
+            say(f"written to {out}")
         if json:
-            emit_json({"schema_version": 1, "sweep": loaded.name, "costs": [cost.to_json() for cost in costs]})
+            emit_json(budget_tables.to_json(planned))
         else:
-            tables.show_costs(loaded.name, costs)
+            budget_tables.show_budget(planned)
 
 
 @app.command()
@@ -153,10 +213,45 @@ def status(folder: Folder, json: Json = False) -> None:
         tables.show_status(pipeline.status(folder), as_json=json)
 
 
+@app.command("import")
+def import_(
+    table: Annotated[
+        Path, typer.Argument(metavar="TABLE", help="A CSV or Parquet file, one run a row.", show_default=False)
+    ],
+    columns: Annotated[
+        Path, typer.Option(metavar="MAP", help="A TOML file: which column holds what.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Results folder.", show_default="results/<name of the map>"),
+    ] = None,
+    fresh: Fresh = False,
+    json: Json = False,
+) -> None:
+    """Take over runs made elsewhere, so that fit, transfer and report work on them."""
+    with exit_statuses():
+        from sweeps.import_map import load_map
+        from transfer import imported
+
+        loaded = load_map(columns)
+        folder = out or Path("results") / loaded.name
+        summary = imported.import_table(table, loaded, folder, fresh=fresh)
+        if json:
+            emit_json(summary.to_json())
+        else:
+            print(summary.sentence)
+        say(f"next: mutransfer fit {folder}")
+
+
 @app.command()
 def fit(folder: Folder, json: Json = False) -> None:
     """Fit optima, their drift with width and the loss law; write fits.json and losses.csv."""
     with exit_statuses():
+        from transfer.folder import is_import
+
+        if is_import(folder):
+            _fit_import(folder, json)
+            return
         from transfer import pipeline, tables
 
         fitted, _ = pipeline.fit(folder)
@@ -174,6 +269,12 @@ def transfer(
 ) -> None:
     """Plan the target: per role lr, weight decay, init and multiplier; expected loss; caveats. Writes plan.json."""
     with exit_statuses():
+        from transfer.folder import is_import, sweep_folder
+
+        if is_import(folder):
+            _transfer_import(folder, target, json)
+            return
+        sweep_folder(folder)
         from sweeps.spec import load_target
         from transfer import pipeline, tables
         from transfer.plan import PLAN_JSON
@@ -197,9 +298,10 @@ def verify(
     """Train the target at the planned lr and one octave either side, and compare with the plan."""
     with exit_statuses():
         from transfer import pipeline, tables
-        from transfer.folder import read_plan
+        from transfer.folder import read_plan, refuse_import
         from transfer.verification import VERIFICATION_JSON
 
+        refuse_import(folder)
         verified = pipeline.verify(read_plan(plan), folder, _execution(backend, workers, address))
         if json:
             emit_json(VERIFICATION_JSON.dump_python(verified, mode="json"))
@@ -211,7 +313,12 @@ def verify(
 def report(folder: Folder, json: Json = False) -> None:
     """Write report/index.html (one self-contained page), report.md, and every figure as SVG and PNG."""
     with exit_statuses():
-        from transfer.report import write_report
+        from transfer.folder import is_import
+
+        if is_import(folder):
+            from transfer.imported_report import write_report
+        else:
+            from transfer.report import write_report
 
         page = write_report(folder)
         if json:
@@ -244,6 +351,71 @@ def run(
         if verified is not None:
             tables.show_verification(verified)
         print(f"report: {page}")
+
+
+@app.command()
+def compare(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Results folders of sweeps.", show_default=False)
+    ],
+    json: Json = False,
+) -> None:
+    """Rates of several sweeps side by side: kappa, the laws' joint error, and the gap between their limits."""
+    with exit_statuses():
+        from analysis.interval import FitError
+        from transfer import pipeline, rates_tables
+        from transfer.folder import refuse_import
+
+        for folder in folders:
+            refuse_import(folder)
+        unique = len({folder.resolve().name for folder in folders}) == len(folders)
+        fits = {folder.resolve().name if unique else str(folder): pipeline.fit(folder)[0] for folder in folders}
+        without = [name for name, fitted in fits.items() if not fitted.transfers]
+        if without:
+            raise FitError(
+                f"{', '.join(without)}: no rates to compare: they take optima inside the grid at four widths or more. "
+                "Add widths."
+            )
+        rows = rates_tables.compared(fits)
+        if json:
+            emit_json({"schema_version": 1, "series": rows})
+        else:
+            rates_tables.show_compared(rows)
+
+
+@app.command()
+def publish(folder: Folder) -> None:
+    """Export a sweep's trials to DIR/optuna.log, an Optuna storage that `optuna-dashboard` opens."""
+    with exit_statuses():
+        from transfer import pipeline
+        from transfer.folder import refuse_import
+
+        refuse_import(folder)
+        print(pipeline.publish(folder))
+
+
+def _fit_import(folder: Path, json: bool) -> None:
+    from transfer import imported, imported_tables
+
+    fitted = imported.fit(folder)
+    if json:
+        emit_json(fitted.to_json())
+    else:
+        imported_tables.show_fit(fitted)
+
+
+def _transfer_import(folder: Path, target: Path, json: bool) -> None:
+    from sweeps.import_map import load_import_target
+    from transfer import imported, imported_tables
+    from transfer.imported_plan import IMPORTED_PLAN_JSON
+
+    made = imported.transfer(folder, load_import_target(target))
+    for caveat in made.all_caveats:
+        say(f"caveat: {caveat}")
+    if json:
+        emit_json(IMPORTED_PLAN_JSON.dump_python(made, mode="json"))
+    else:
+        imported_tables.show_plan(made)
 
 
 def _version(wanted: bool) -> None:

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from analysis.drift import Drift, OptimumPrediction, predict_optimum
+from analysis.equivalent import equivalent
+from analysis.fast_transfer import FastTransfer, Verdict
 from analysis.fit import SweepFit
-from analysis.interval import percentile_interval
+from analysis.interval import Floats, percentile_interval
 from analysis.loss_law import LossLaw, LossPrediction, predict_loss
 from analysis.optimum import Optimum
 from proxy_models.accounting import n_params, training_bytes, training_flops
@@ -17,7 +19,15 @@ from proxy_models.optimizer_config import Switch
 from proxy_models.parametrization import scale_role, width_rule
 from proxy_models.roles import Role
 from sweeps.spec import SweepSpec, TargetSpec, run_config
-from transfer.plan import SCHEMA_VERSION, Estimate, OptimizerPlan, RolePlan, TransferPlan
+from transfer.plan import (
+    SCHEMA_VERSION,
+    Estimate,
+    ExcessEquivalent,
+    OptimizerPlan,
+    RolePlan,
+    TransferPlan,
+    TransferVerdict,
+)
 
 
 class PlanError(ValueError):
@@ -63,6 +73,8 @@ class _Evidence:
     drift: Drift
     optima: tuple[Optimum, ...]  # by width, none at an edge
     loss_law: LossLaw | None
+    transfer: FastTransfer | None
+    no_transfer: str  # why there are no rates
     left_out: tuple[tuple[int, str], ...]  # width, why
 
     @property
@@ -87,6 +99,15 @@ def _evidence(name: str, fit: SweepFit) -> _Evidence | None:
                 drift=drift,
                 optima=tuple(o for o in optima if not o.edge),
                 loss_law=laws[0] if laws else None,
+                transfer=next((t for t in fit.transfers if t.series == drift.series), None),
+                no_transfer=next(
+                    (
+                        skipped.reason
+                        for skipped in fit.skipped
+                        if (skipped.optimizer, skipped.fixed, skipped.what) == (*drift.series, "fast_transfer")
+                    ),
+                    "",
+                ),
                 left_out=tuple(at_edge + unfitted),
             )
         )
@@ -104,6 +125,7 @@ def _plan_optimizer(spec: SweepSpec, target: TargetSpec, evidence: _Evidence) ->
     loss = predict_loss(evidence.loss_law, target.width) if evidence.loss_law is not None else None
     run = target_run(spec, target, drift.optimizer, {**dict(drift.fixed), "lr": optimum.value})
     (_, first), *switched = run.phases
+    excess = _excess_draws(optimum, evidence.optima)
     return OptimizerPlan(
         optimizer=drift.optimizer,
         fixed=drift.fixed,
@@ -112,7 +134,11 @@ def _plan_optimizer(spec: SweepSpec, target: TargetSpec, evidence: _Evidence) ->
         rests_on=_rests_on(drift, optimum),
         roles=tuple(_plan_role(first, role) for role in _roles_of(run)),
         expected_loss=None if loss is None else Estimate(value=loss.loss, interval=loss.interval),
-        expected_excess_loss=_expected_excess(optimum, evidence.optima),
+        expected_excess_loss=None
+        if excess is None
+        else Estimate(value=float(excess.mean()), interval=percentile_interval(excess, optimum.interval.level)),
+        excess_equivalent=None if excess is None else _equivalent(spec, evidence, run, excess),
+        fast_transfer=_verdict(evidence),
         caveats=tuple(_caveats(spec, target, evidence, optimum, loss)),
         switch_step=switched[0][0] if switched else None,
         roles_after_switch=tuple(_plan_role(phase, role) for _, phase in switched for role in _roles_of(run)),
@@ -167,8 +193,34 @@ def _plan_role(run: RunConfig, role: Role) -> RolePlan:
     )
 
 
-def _expected_excess(optimum: OptimumPrediction, optima: Sequence[Optimum]) -> Estimate | None:
-    """curvature/2 * (planned - optimum)^2 over the optimum's draws: mean and central interval, in nats.
+def _verdict(evidence: _Evidence) -> TransferVerdict:
+    if evidence.transfer is None:
+        why = evidence.no_transfer or "no rates could be fitted"
+        return TransferVerdict(verdict=Verdict.INCONCLUSIVE, probability_fast=None, sentence=f"Inconclusive: {why}.")
+    found = evidence.transfer
+    return TransferVerdict(verdict=found.verdict, probability_fast=found.probability_fast, sentence=found.sentence)
+
+
+def _equivalent(spec: SweepSpec, evidence: _Evidence, run: RunConfig, excess: Floats) -> ExcessEquivalent | None:
+    """FLOPs grow between the widest proxy and the target as some power of width; at the widest, as its square."""
+    if evidence.loss_law is None:
+        return None
+    width, proxy = run.model.width, evidence.widest.width
+    exponent = 2.0
+    if width > proxy:
+        narrower = replace(run, model=replace(run.model, width=proxy))
+        exponent = float(np.log(training_flops(run) / training_flops(narrower)) / np.log(width / proxy))
+    found = equivalent(evidence.loss_law, width, float(excess.mean()), excess, flops_exponent=exponent)
+    if found is None:
+        return None
+    return ExcessEquivalent(
+        width_share=Estimate(value=found.width_share.value, interval=found.width_share.interval),
+        compute_share=Estimate(value=found.compute_share.value, interval=found.compute_share.interval),
+    )
+
+
+def _excess_draws(optimum: OptimumPrediction, optima: Sequence[Optimum]) -> Floats | None:
+    """curvature/2 * (planned - optimum)^2 for each of the optimum's draws, in nats.
 
     The curvature is that of the widest proxy with a parabola at its minimum, each draw with one of its own;
     assumed the same at the target. None where no proxy has one.
@@ -178,23 +230,18 @@ def _expected_excess(optimum: OptimumPrediction, optima: Sequence[Optimum]) -> E
         return None
     curvatures = np.maximum([draw.curvature for draw in curved[-1].draws], 0.0)
     misses = np.asarray(optimum.draws) - optimum.log2_value  # octaves
-    excess = np.resize(curvatures, misses.shape) / 2 * misses**2
-    return Estimate(value=float(excess.mean()), interval=percentile_interval(excess, optimum.interval.level))
+    excess: Floats = np.resize(curvatures, misses.shape) / 2 * misses**2
+    return excess
 
 
 def _rests_on(drift: Drift, optimum: OptimumPrediction) -> str:
     widths = ", ".join(map(str, drift.widths))
-    laws: dict[Literal["constant", "finite_width"], str] = {
-        "constant": (
-            f"the weighted mean of the optima at widths {widths}: their drift of {drift.slope:+.2f} octaves an octave "
-            f"of width ({drift.slope_interval.low:+.2f} to {drift.slope_interval.high:+.2f}) is not resolved from 0"
-        ),
-        "finite_width": (
-            f"v + b/width through the optima at widths {widths}: they drift by {drift.slope:+.2f} octaves an octave "
-            f"of width ({drift.slope_interval.low:+.2f} to {drift.slope_interval.high:+.2f})"
-        ),
-    }
-    return laws[optimum.law]
+    low_high = f"{drift.slope_interval.low:+.2f} to {drift.slope_interval.high:+.2f}"
+    drifts = f"{drift.slope:+.2f} octaves an octave of width ({low_high})"
+    if optimum.law == "constant":
+        return f"the weighted mean of the optima at widths {widths}: their drift of {drifts} is not resolved from 0"
+    law = {"finite_width": "v + b/width", "power_law": "v + b width^-beta"}[optimum.law]
+    return f"{law} through the optima at widths {widths}: they drift by {drifts}"
 
 
 def _caveats(

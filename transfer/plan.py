@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from pydantic import ConfigDict, TypeAdapter
 
+from analysis.fast_transfer import Verdict
 from analysis.interval import Interval
 from analysis.surface import Setting
 from proxy_models.config import RunConfig
@@ -30,6 +31,30 @@ class Estimate:
     """Best estimate."""
     interval: Interval | None
     """Central interval at its `level`; null where the data give none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TransferVerdict:
+    """Whether optima converge faster with width than the loss does."""
+
+    __pydantic_config__ = DOCUMENTED
+    verdict: Verdict
+    """fast, slow or inconclusive."""
+    probability_fast: float | None
+    """Bootstrap probability that transfer is fast; null where no rates could be fitted."""
+    sentence: str
+    """The verdict in words, with what to do."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExcessEquivalent:
+    """The expected excess loss as what a tuned model could save and lose as little; shares between 0 and 1."""
+
+    __pydantic_config__ = DOCUMENTED
+    width_share: Estimate
+    """Of the target's width."""
+    compute_share: Estimate
+    """Of the target's training FLOPs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +103,10 @@ class OptimizerPlan:
     """Over the loss at the target's own optimum: the price of not knowing it exactly."""
     caveats: tuple[str, ...]
     """Reasons to doubt the plan, each with what to do."""
+    excess_equivalent: ExcessEquivalent | None = None
+    """The expected excess in width and compute; null without a loss law with intervals."""
+    fast_transfer: TransferVerdict | None = None
+    """Whether small proxies pay off; null in plans made before this was judged."""
     switch_step: int | None = None
     """The first step of the second optimizer, where the optimizer is switched, otherwise null."""
     roles_after_switch: tuple[RolePlan, ...] = ()

@@ -12,13 +12,15 @@ from analysis import figures
 from analysis.fit import SweepFit
 from analysis.surface import Series
 from sweeps.spec import SweepSpec
+from sweeps.stages import Stage, read_stages
 from sweeps.store import ResultStore
 from sweeps.trial import TrialResult
 from transfer import folder as folders
-from transfer import pipeline, report_tables, report_text
+from transfer import pipeline, rates_tables, report_tables, report_text
 from transfer.console import say
 from transfer.gate import read_check
 from transfer.plan import OptimizerPlan, TransferPlan
+from transfer.search_tables import stages_table
 from transfer.verification import OptimizerVerification, Verification
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ class Material:
     target_results: tuple[TrialResult, ...]
     labels: Mapping[str, str]
     fit: SweepFit
+    stages: tuple[Stage, ...]  # of an adaptive search
     plan: TransferPlan | None
     verification: Verification | None
     check: "CoordCheck | None"
@@ -95,6 +98,7 @@ def read_material(folder: Path) -> Material:
         target_results=recorded.others,
         labels=recorded.labels,
         fit=fit,
+        stages=tuple(read_stages(folder, spec)),
         plan=plan,
         verification=None if plan is None else _verification_of(plan, folder),
         check=read_check(folder),
@@ -140,6 +144,12 @@ def text_context(material: Material, data_description: str, seconds: dict[str, f
         "comparison_table": report_tables.comparison_table(fit, material.results, material.labels),
         "optima_table": report_tables.optima_table(fit),
         "drift_lines": list(report_text.drift_lines(fit)),
+        "verdict_lines": [f"{transfer.series}: {transfer.sentence}" for transfer in fit.transfers],
+        "rates_table": rates_tables.rates_table(fit),
+        "gaps_table": rates_tables.gaps_table(fit),
+        "penalties_table": rates_tables.penalties_table(fit),
+        "joint_table": rates_tables.joint_table(fit),
+        "stages_table": stages_table(material.stages),
         "plan_tables": report_tables.plan_sections(plan),
         "not_planned": plan.not_planned if plan else (),
         "verification_table": report_tables.verification_table(verification),
@@ -175,6 +185,14 @@ def draw(material: Material) -> Iterable[Drawn]:
         caption="Loss at the fitted optimum against width, the laws through it, and the target's expected loss.",
         figure=figures.loss_against_width(fit, targets),
     )
+    if fit.transfers:
+        yield Drawn(
+            section="rates",
+            stem="transfer_gaps",
+            caption="How far each width is from the limit: in loss (a), and in what using its optimum there would cost "
+            "(c), with intervals; dashed, the fitted laws. Transfer is fast where c falls more steeply than a.",
+            figure=figures.transfer_gaps(fit.transfers),
+        )
     if material.verification is not None:
         yield Drawn(
             section="measured",

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 WIDTH = 120  # columns, where stdout is no terminal that knows its own
 
 
-def _print(table: Table) -> None:
+def print_table(table: Table) -> None:
     Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH).print(table)
 
 
-def _table(title: str, *columns: str) -> Table:
+def new_table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", header_style="", box=SIMPLE_HEAD)
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")
@@ -69,7 +69,7 @@ def size(value: float) -> str:
 
 
 def show_costs(sweep: str, costs: "Sequence[Cost]") -> None:
-    table = _table(f"sweep {sweep}", "optimizer", "width", "trials", "FLOPs", "memory a trial", "time on one core")
+    table = new_table(f"sweep {sweep}", "optimizer", "width", "trials", "FLOPs", "memory a trial", "time on one core")
     for cost in costs:
         row = (str(cost.width), str(cost.trials), flops(cost.flops), size(cost.bytes), duration(cost.seconds))
         table.add_row(cost.optimizer, *row)
@@ -83,7 +83,7 @@ def show_costs(sweep: str, costs: "Sequence[Cost]") -> None:
         "",
         duration(total),
     )
-    _print(table)
+    print_table(table)
     print(f"Time was measured over three steps of each kind of trial, here and now. With 2 workers about "
           f"{duration(total / 2)}, validation and start-up apart.")  # fmt: skip
 
@@ -111,11 +111,11 @@ def show_gate(gate: "Gate") -> None:
     widths = ", ".join(str(width) for width in sorted({point.width for point in gate.check.points}))
     for optimizer in optimizers:
         title = f"{optimizer}, {gate.parametrization}: d log RMS(activation) / d log width over widths {widths}"
-        table = _table(title, "activation", *("at the start" if step == 0 else f"step {step}" for step in steps))
+        table = new_table(title, "activation", *("at the start" if step == 0 else f"step {step}" for step in steps))
         for tap in dict.fromkeys(slope.tap for slope in slopes):
             cells = (by_place.get((tap, optimizer, step)) for step in steps)
             table.add_row(tap, *("-" if slope is None else f"{slope:+.2f}" for slope in cells))
-        _print(table)
+        print_table(table)
     for optimizer, parametrization in dict.fromkeys((s.optimizer, s.parametrization) for s in gate.check.slopes):
         failures = [s for s in gate.check.failures(parametrization) if s.optimizer == optimizer]
         steepest = "".join(f", steepest {s.tap} {s.slope:+.2f} after {s.step} steps" for s in failures[:1])
@@ -130,27 +130,29 @@ def show_status(status: "Status", *, as_json: bool) -> None:
     if as_json:
         emit_json(status.to_json())
         return
-    table = _table(f"sweep {status.sweep}", "trials", "")
+    table = new_table(f"sweep {status.sweep}", "trials", "")
     for name in ("planned", "completed", "diverged", "missing"):
         table.add_row(name, str(getattr(status, name)))
     if status.failed_attempts:
         table.add_row("missing, with a recorded failure", str(status.failed_attempts))
     table.add_row("training time, all workers", duration(status.train_seconds))
-    _print(table)
+    print_table(table)
 
 
 def show_fit(fit: "SweepFit") -> None:
-    table = _table("optima", "optimizer", "width", "lr", "90% interval, log2", "loss", "nats/octave²", "flags")
+    table = new_table("optima", "optimizer", "width", "lr", "90% interval, log2", "loss", "nats/octave²", "flags")
     for o in fit.optima:
         flags = ", ".join(flag.value for flag in o.flags)
         low_high = interval(o.interval, 2).strip() or "-"
         row = (str(o.width), power_of_two(o.log2_value), low_high, f"{o.loss:.3f}", f"{o.curvature:.3f}", flags)
         table.add_row(str(o.series), *row)
-    _print(table)
+    print_table(table)
     for drift in fit.drifts:
         print(f"{drift.optimizer}: the optimum drifts by {drift.slope:+.2f}{interval(drift.slope_interval, 2)} octaves "
               f"an octave of width, {'resolved' if drift.resolved else 'not resolved from 0'}; "
               f"range {drift.range_octaves:.2f} octaves")  # fmt: skip
+    for transfer in fit.transfers:
+        print(f"{transfer.series}: {transfer.sentence}")
     for skipped in fit.skipped:
         where = "" if skipped.width is None else f" at width {skipped.width}"
         print(f"{skipped.optimizer}{where}: no {skipped.what}: {skipped.reason}")
@@ -165,12 +167,17 @@ def show_plan(plan: "TransferPlan") -> None:
             f"expected loss {estimate(optimizer.expected_loss)}, "
             f"expected excess {estimate(optimizer.expected_excess_loss)}"
         )
-        table = _table(title, "role", "effective lr", "weight decay", "init", "forward multiplier")
+        table = new_table(title, "role", "effective lr", "weight decay", "init", "forward multiplier")
         for name, role in optimizer.named_roles:
             row = (f"{role.effective_lr:.4g}", f"{role.weight_decay:g}", role.init, f"{role.forward_multiplier:g}")
             table.add_row(name, *row)
-        _print(table)
+        print_table(table)
         print(f"  rests on {optimizer.rests_on}")
+        if optimizer.fast_transfer is not None:
+            print(f"  {optimizer.fast_transfer.sentence}")
+        if (same := optimizer.excess_equivalent) is not None:
+            print(f"  the expected excess is worth {100 * same.width_share.value:.1f} % of the width, "
+                  f"{100 * same.compute_share.value:.1f} % of the FLOPs")  # fmt: skip
         for caveat in optimizer.caveats:
             print(f"  caveat: {caveat}")
     for name, why in plan.not_planned:
@@ -178,16 +185,16 @@ def show_plan(plan: "TransferPlan") -> None:
 
 
 def show_memory(rows: "Sequence[MemoryRow]") -> None:
-    table = _table("memory but for activations", "optimizer", "width", "weights", "gradients", "states", "total")
+    table = new_table("memory but for activations", "optimizer", "width", "weights", "gradients", "states", "total")
     for row in rows:
         parts = (row.memory.weights, row.memory.gradients, row.memory.states, row.memory.total)
         table.add_row(row.optimizer, str(row.width), *map(size, parts))
-    _print(table)
+    print_table(table)
 
 
 def show_descents(descents: "Sequence[Descent]") -> None:
     seeds = list(dict.fromkeys(descent.seed for descent in descents))
-    table = _table("iterations", "method", "published", *(f"seed {seed}" for seed in seeds))
+    table = new_table("iterations", "method", "published", *(f"seed {seed}" for seed in seeds))
     for method in dict.fromkeys(descent.method for descent in descents):
         mine = [descent for descent in descents if descent.method == method]
         cells = [
@@ -195,30 +202,30 @@ def show_descents(descents: "Sequence[Descent]") -> None:
             for d in mine
         ]
         table.add_row(method, str(mine[0].published_iterations), *cells)
-    _print(table)
+    print_table(table)
 
 
 def show_schedules(maps: "Sequence[ScheduleMap]") -> None:
-    table = _table(
+    table = new_table(
         f"Newton-Schulz, {maps[0].n_steps} steps: the smallest singular value from which on all end at least at",
         "schedule", "slope at 0", "0.5", "0.7", "0.9", "at most",
     )  # fmt: skip
     for item in maps:
         lifted = ["never" if value is None else f"{value:.2e}" for value in item.smallest_lifted]
         table.add_row(item.schedule, f"{item.slope_at_zero:.4g}", *lifted, f"{item.largest:.2f}")
-    _print(table)
+    print_table(table)
 
 
 def show_totals(totals: "Sequence[Total]") -> None:
-    table = _table("weights and states in bfloat16, GB", "optimizer", "model", "parameters", "here", "published")
+    table = new_table("weights and states in bfloat16, GB", "optimizer", "model", "parameters", "here", "published")
     for cell in totals:
         numbers = (f"{cell.parameters / 1e6:,.1f}M", f"{cell.stored_gb:.3f}", f"{cell.published_gb:.2f}")
         table.add_row(cell.optimizer, cell.model, *numbers)
-    _print(table)
+    print_table(table)
 
 
 def show_verification(verified: "Verification") -> None:
-    table = _table(
+    table = new_table(
         f"measured at width {verified.target_width}",
         "optimizer", "lr x 1/2", "planned lr", "lr x 2", "optimum", "excess over the best", "in predicted interval",
     )  # fmt: skip
@@ -228,4 +235,4 @@ def show_verification(verified: "Verification") -> None:
         inside = {True: "yes", False: "no", None: "-"}[optimizer.in_interval]
         optimum = "-" if optimizer.log2_optimum is None else f"2^{optimizer.log2_optimum:.2f}"
         table.add_row(optimizer.optimizer, *losses, optimum, excess, inside)
-    _print(table)
+    print_table(table)

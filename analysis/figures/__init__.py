@@ -3,6 +3,7 @@
 from analysis.figures.coordinates import CoordPoint, CoordSlope, coordinate_check, coordinate_slopes
 from analysis.figures.curves import loss_curves
 from analysis.figures.diagnostics import optimizer_diagnostics
+from analysis.figures.gaps import transfer_gaps
 from analysis.figures.losses import loss_against_lr
 from analysis.figures.scaling import drift, loss_against_width
 from analysis.figures.style import save
@@ -22,4 +23,5 @@ __all__ = [
     "optimizer_diagnostics",
     "predicted_against_measured",
     "save",
+    "transfer_gaps",
 ]

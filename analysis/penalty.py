@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.interpolate import CubicSpline
 
-from analysis.basin import Smoother
 from analysis.bootstrap import draw_mean_noise
 from analysis.interval import FitError, Floats, Interval, percentile_interval
 from analysis.optimum import Optimum
@@ -21,7 +21,7 @@ class Penalty:
 
     width: int
     octaves: float  # from the widest's optimum
-    direct: float  # the widest's smoothed curve at this width's optimum, less its minimum
+    direct: float  # the widest's curve at this width's optimum, over its loss at its own
     direct_interval: Interval
     via_curvature: float  # curvature/2 * octaves**2, the curvature being the widest's
     noise_floor: float
@@ -66,7 +66,7 @@ def fit_penalties(
     points = points_near_lowest(widest, band_nats)
     if not own or points.noise is None:
         raise FitError(f"width {widest.width} has no optimum with an interval to compare narrower ones with")
-    smoother, n_seeds = Smoother.over(points.log2_values), len(widest.seeds)
+    n_seeds = len(widest.seeds)
     floor = _FLOOR_ERRORS * points.noise.sd * float(np.sqrt(2 / n_seeds))
     found = []
     for optimum in sorted(optima, key=lambda optimum: optimum.width):
@@ -76,7 +76,7 @@ def fit_penalties(
         places = np.array([optimum.log2_value, *(draw.log2_value for draw in optimum.draws)])
         noise = draw_mean_noise(points.noise, shape=(len(optimum.draws), len(points.means)), n_seeds=n_seeds, rng=rng)
         curves = points.means + np.concatenate([np.zeros_like(points.means)[None], noise])
-        costs = _excess_at(places, curves, smoother, band_nats)
+        costs = _heights_at(places, points.log2_values, curves, band_nats) - points.minima(curves, band_nats).loss
         octaves = optimum.log2_value - own[0].log2_value
         found.append(
             Penalty(
@@ -91,10 +91,14 @@ def fit_penalties(
     return Penalties(optimizer=widest.optimizer, fixed=widest.fixed, widest=widest.width, penalties=tuple(found))
 
 
-def _excess_at(places: Floats, curves: Floats, smoother: Smoother, band_nats: float) -> Floats:
-    """Height of each smoothed curve (rows, n) at its place (rows,), over its minimum."""
-    lows = curves.min(axis=1, keepdims=True)
-    smooth = np.log1p((curves - lows) / band_nats) @ smoother.matrix.T
-    at = np.array([np.interp(place, smoother.grid, row) for place, row in zip(places, smooth, strict=True)])
-    excess: Floats = band_nats * (np.expm1(at) - np.expm1(smooth.min(axis=1)))
-    return excess
+def _heights_at(places: Floats, log2_values: Floats, curves: Floats, band_nats: float) -> Floats:
+    """Of each curve (rows, n) at its place (rows,), in nats, by a cubic spline through log(1 + excess / band_nats).
+
+    Not by the smoothing spline that minima are sought with: it lifts a basin's floor by several millinats, as much as
+    there is to read.
+    """
+    lows = curves.min(axis=1)
+    weights = CubicSpline(log2_values, np.eye(len(log2_values)))(places)  # (rows, n): linear in the values
+    at = (weights * np.log1p((curves - lows[:, None]) / band_nats)).sum(axis=1)
+    heights: Floats = lows + band_nats * np.expm1(at)
+    return heights

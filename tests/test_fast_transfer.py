@@ -205,8 +205,9 @@ def test_penalties_read_the_widest_curve_and_agree_with_its_curvature() -> None:
         r = one.width / 32
         octaves = 2.0 * (r**-0.8 - 32**-0.8)
         assert one.octaves == pytest.approx(octaves, abs=0.08)
-        assert one.direct == pytest.approx(CURVATURE / 2 * octaves**2, abs=0.005, rel=0.1)  # smoothing flattens
-        assert one.via_curvature == pytest.approx(CURVATURE / 2 * octaves**2, abs=0.02)
+        cost = CURVATURE / 2 * one.octaves**2
+        assert one.direct == pytest.approx(cost, abs=0.004, rel=0.12)  # smoothing flattens
+        assert one.via_curvature == pytest.approx(cost, rel=0.1)
     assert found.penalties[0].resolved
     assert not found.penalties[-1].resolved  # 0.04 octaves: a tenth of a millinat
     assert found.penalties[0].direct_interval.contains(found.penalties[0].direct)

@@ -307,8 +307,19 @@ def test_two_way_residuals_have_the_noise_of_the_cells() -> None:
     assert layout.noise.df == 39 * 2
     assert layout.noise.sd == pytest.approx(0.02, rel=0.2)
     assert layout.seed_spread is not None
-    assert layout.seed_spread.sd == pytest.approx(float(cells.mean(axis=0).std(ddof=1)))
+    expected = cells.mean(axis=0).var(ddof=1) - layout.noise.sd**2 / 40
+    assert layout.seed_spread.sd == pytest.approx(float(np.sqrt(expected)))
     np.testing.assert_array_equal(layout.filled, cells)
+
+
+def test_the_spread_between_seeds_does_not_count_the_noise_within_them() -> None:
+    """Five values with noise of 0.03 leave 0.013 in a seed's mean, more than the planted spread of 0.01."""
+    rng = np.random.default_rng(6)
+    spreads = [
+        two_way(rng.normal(0, 0.01, size=40) + rng.normal(0, 0.03, size=(5, 40))).seed_spread for _ in range(200)
+    ]
+    variances = [spread.sd**2 for spread in spreads if spread is not None]
+    assert np.sqrt(np.mean(variances)) == pytest.approx(0.01, rel=0.1)
 
 
 def test_seed_spreads_pool_by_variance_and_degrees_of_freedom() -> None:

@@ -7,14 +7,11 @@ from typing import Literal
 import numpy as np
 
 from analysis.interval import FitError, Floats, Interval, percentile_interval, robust_sd
+from analysis.located import SHAPE_ERROR_STEPS
 from analysis.optimum import Optimum
 from analysis.surface import Series, Setting
 from analysis.width_laws import fit_rows
 
-# Of a grid step: the error of the parabola's shape, which no seed shows. In lopsided basins sampled once an
-# octave it is 0.05 to 0.1 octaves; two interleaved one-octave grids cut from Step Law's sweeps
-# (arXiv:2503.04715) put the optimum 0.11 octaves apart (rms, over sqrt 2), seed noise included.
-_FLOOR_STEPS = 0.1
 _UNKNOWN_STEPS = 0.5  # without an interval: the optimum is between the lowest point's neighbors
 _DEFAULT_DRAWS = 500  # when no optimum has draws of its own
 
@@ -144,7 +141,7 @@ def _floored(optimum: Optimum, n_draws: int, rng: np.random.Generator) -> Floats
     if not optimum.draws:
         return rng.normal(optimum.log2_value, _UNKNOWN_STEPS * optimum.step_octaves, size=n_draws)
     draws = rng.choice([draw.log2_value for draw in optimum.draws], size=n_draws, replace=False)
-    short = (_FLOOR_STEPS * optimum.step_octaves) ** 2 - robust_sd(draws) ** 2
+    short = (SHAPE_ERROR_STEPS * optimum.step_octaves) ** 2 - robust_sd(draws) ** 2
     lacking: Floats = draws + rng.normal(0.0, np.sqrt(max(short, 0.0)), size=n_draws)
     return lacking
 

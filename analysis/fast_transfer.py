@@ -59,7 +59,7 @@ class FastTransfer:
     widths: tuple[float, ...]  # ascending
     alpha: Quantity
     beta: Quantity
-    gamma: Quantity  # 0 where c_n itself was measured
+    gamma: Quantity  # what kappa leaves for it where c_n itself was measured
     kappa: Quantity
     kappa_without_smallest: Quantity | None  # None with fewer than four widths left
     laws: WidthLaws | None  # None where the limits were known and not fitted
@@ -81,9 +81,14 @@ class FastTransfer:
         return tuple((float(a), float(b), float(c)) for a, b, c in steps)
 
     @property
+    def kappa_in_words(self) -> str:
+        """The value and its interval."""
+        return f"kappa {self.kappa.value:+.2f} ({self.kappa.interval.low:+.2f} to {self.kappa.interval.high:+.2f})"
+
+    @property
     def sentence(self) -> str:
         """The verdict in words."""
-        kappa = f"kappa {self.kappa.value:+.2f} ({self.kappa.interval.low:+.2f} to {self.kappa.interval.high:+.2f})"
+        kappa = self.kappa_in_words
         match self.verdict:
             case Verdict.FAST:
                 return (

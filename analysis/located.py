@@ -8,8 +8,10 @@ import numpy as np
 from analysis.interval import FitError, Floats, robust_sd
 from analysis.optimum import Optimum
 
-# Of a grid step: the error of the parabola's shape, which no seed shows (see `analysis.drift`).
-_FLOOR_STEPS = 0.1
+# Of a grid step: the error of the parabola's shape, which no seed shows. In lopsided basins sampled once an
+# octave it is 0.05 to 0.1 octaves; two interleaved one-octave grids cut from Step Law's sweeps
+# (arXiv:2503.04715) put the optimum 0.11 octaves apart (rms, over sqrt 2), seed noise included.
+SHAPE_ERROR_STEPS = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +67,7 @@ def locate(optima: Sequence[Optimum], *, rng: np.random.Generator) -> Located:
         raise FitError(f"rates over width need one optimum a width, got widths {widths}")
     rows = min(len(optimum.draws) for optimum in optima)
     draws = np.stack([rng.permutation(np.array(optimum.draws))[:rows] for optimum in optima], axis=1)  # (rows, n, 3)
-    floors = _FLOOR_STEPS * np.array([optimum.step_octaves for optimum in optima])
+    floors = SHAPE_ERROR_STEPS * np.array([optimum.step_octaves for optimum in optima])
     short = np.maximum(floors**2 - _errors(draws[..., 0]) ** 2, 0.0)
     places = draws[..., 0] + np.sqrt(short) * rng.standard_normal(draws.shape[:2])
     return Located(

@@ -9,11 +9,8 @@ from scipy.optimize import minimize_scalar
 
 from analysis.interval import FitError, Floats, Interval, percentile_interval
 from analysis.optimum import Optimum
+from analysis.power_law import EXPONENT_BOUNDS
 from analysis.surface import Series, Setting
-
-# Loss over width: 0.36 to 0.92 fitted in arXiv:2512.22768, 1 in its solvable example. Outside these bounds
-# the limit and the exponent trade off without end.
-_EXPONENTS = (0.1, 2.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,6 +138,6 @@ def _fit_limited(widths: Floats, losses: Floats) -> PowerLaw:
         reducible = float(max((losses - limit) @ falling / (falling @ falling), 0.0))
         return limit, reducible, float(np.sum((losses - limit - reducible * falling) ** 2))
 
-    exponent = float(minimize_scalar(lambda e: at(e)[2], bounds=_EXPONENTS, method="bounded").x)
+    exponent = float(minimize_scalar(lambda e: at(e)[2], bounds=EXPONENT_BOUNDS, method="bounded").x)
     limit, reducible, _ = at(exponent)
     return PowerLaw(limit=limit, reducible=reducible, exponent=exponent)

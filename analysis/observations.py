@@ -1,7 +1,6 @@
 """Anybody's runs as one table: losses over hyperparameters, at several scales."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.interval import FitError
-from analysis.surface import NO_LABELS, Labels, Series, fields_of, label_of
+from analysis.surface import LABEL, NO_LABELS, Labels, Series, fields_of, label_of, varying_fields
 from sweeps.trial import TrialResult, TrialStatus
 
 SERIES, SEED, LOSS = "series", "seed", "loss"
@@ -58,10 +57,14 @@ def from_results(
         wrong = [run.get(hp) for run in runs if isinstance(run.get(hp), bool | str | None)]
         if wrong:
             raise FitError(f"{hp} must be a number in every trial, got {wrong[0]}; choose numeric fields of HParams")
-    varying = _varying(names, runs, exclude={*hps, "seed"})
+    axes = {*hps, "seed"}
+    varying = varying_fields(
+        {field: value for field, value in run.items() if field not in axes} | {LABEL: name}
+        for name, run in zip(names, runs, strict=True)
+    )
     rows = [
         {
-            SERIES: str(Series(name, tuple((field, run[field]) for field in varying[name]))),
+            SERIES: str(Series(name, tuple((field, run[field]) for field in sorted(varying.get(name, ()))))),
             _WIDTH: float(run["model.width"]),
             **{hp: float(run[hp]) for hp in hps},
             SEED: run["seed"],
@@ -71,20 +74,6 @@ def from_results(
     ]
     columns = [SERIES, _WIDTH, *hps, SEED, LOSS]
     return Observations(scales=(_WIDTH,), hps=tuple(hps), frame=pd.DataFrame(rows, columns=columns))
-
-
-def _varying(names: Sequence[str], runs: Sequence[Mapping[str, Any]], *, exclude: set[str]) -> Mapping[str, list[str]]:
-    """For each optimizer, the fields that take several values at one width."""
-    seen: dict[tuple[str, int, str], set[Any]] = defaultdict(set)
-    for name, run in zip(names, runs, strict=True):
-        for field, value in run.items():
-            if field not in exclude:
-                seen[name, run["model.width"], field].add(value)
-    varying: dict[str, set[str]] = defaultdict(set)
-    for (name, _, field), values in seen.items():
-        if len(values) > 1:
-            varying[name].add(field)
-    return defaultdict(list, {name: sorted(fields) for name, fields in varying.items()})
 
 
 def _checked(scales: tuple[str, ...], hps: tuple[str, ...], frame: pd.DataFrame) -> pd.DataFrame:

@@ -25,6 +25,7 @@ from scipy.stats import t as student
 from analysis.cells import Cells, cells_of
 from analysis.expected_cost import AlignedLosses, align
 from analysis.interval import FitError, Floats, Interval, percentile_interval
+from analysis.located import SHAPE_ERROR_STEPS
 from analysis.observations import SERIES, Observations
 from analysis.response import BAND_FRACTION, ResponseOptimum, n_near, responses_of
 from analysis.shared_shape import SharedShape, fit_shared_shape
@@ -37,7 +38,6 @@ PRIOR_POWER_SD = 1.0
 # unbiased estimate (1) is often 0: in 600 simulated studies of 6 to 15 cells 90% intervals then held 86 to 93% of new
 # optima, with this 89 to 95%, and up to 99% where cells hardly scatter.
 _PREDICTIVE = 0.5
-_FLOOR_STEPS = 0.1  # of a grid step: the error of a shape that no residual shows (see `analysis.drift`)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -246,7 +246,7 @@ def scale_law_of(
     near = cells.take(index, int(n_near(cells)[index].max()))
     shape = fit_shared_shape(near, np.stack([response.log2_values for response in inside]))
     steps = np.array([_steps(cells.log2_hps[i, : cells.n_points[i]]) for i in index])
-    covariances = shape.covariances + np.eye(len(near.hps)) * ((_FLOOR_STEPS * steps) ** 2)[:, None]
+    covariances = shape.covariances + np.eye(len(near.hps)) * ((SHAPE_ERROR_STEPS * steps) ** 2)[:, None]
     return ScaleLaw(
         series=str(cells.keys[SERIES].iloc[0]),
         scales=cells.scales,

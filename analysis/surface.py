@@ -17,7 +17,7 @@ Setting = tuple[str, Any]  # a field's name and its value: a number, a word, or 
 
 Labels = Mapping[str, str]  # trial id -> what the sweep calls its optimizer
 NO_LABELS: Labels = MappingProxyType({})
-_LABEL = "label"  # a field of its own beside those of `fields_of`
+LABEL = "label"  # a field of its own beside those of `fields_of`
 
 
 class Series(NamedTuple):
@@ -110,10 +110,10 @@ def surfaces(results: Iterable[TrialResult], hp: str = "lr", labels: Labels = NO
     by_run: dict[_Run, _Cells] = defaultdict(dict)
     for result in results:
         if result.status is not TrialStatus.FAILED:
-            fields = fields_of(result) | {_LABEL: label_of(result, labels)}
+            fields = fields_of(result) | {LABEL: label_of(result, labels)}
             cell = (_log2(fields.pop(hp, None), hp), fields.pop("seed"))
             _add(by_run[tuple(sorted(fields.items()))], cell, result)
-    varying = _varying(by_run)
+    varying = varying_fields(map(dict, by_run))
     built = [_surface(dict(run), cells, hp, varying) for run, cells in by_run.items()]
     return tuple(sorted(built, key=_order))
 
@@ -155,15 +155,15 @@ def _add(cells: _Cells, cell: tuple[float, int], result: TrialResult) -> None:
         )
 
 
-def _varying(runs: Iterable[_Run]) -> Mapping[str, set[str]]:
-    """For each optimizer, the fields that take several values at one width.
+def varying_fields(runs: Iterable[Mapping[str, Any]]) -> Mapping[str, set[str]]:
+    """For each optimizer (in LABEL), the fields that take several values at one width.
 
     A field that only follows the width (a longer run for a wider model) is part of the scaling, not an axis.
     """
     values: dict[tuple[str, int, str], set[Any]] = defaultdict(set)
-    for run in map(dict, runs):
+    for run in runs:
         for name, value in run.items():
-            values[run[_LABEL], run["model.width"], name].add(value)
+            values[run[LABEL], run["model.width"], name].add(value)
     varying: dict[str, set[str]] = defaultdict(set)
     for (optimizer, _, name), seen in values.items():
         if len(seen) > 1:
@@ -175,10 +175,10 @@ def _surface(run: Mapping[str, Any], cells: _Cells, hp: str, varying: Mapping[st
     log2_values, seeds = (tuple(sorted(set(axis))) for axis in zip(*cells, strict=True))
     grid = [[cells.get((value, seed)) for seed in seeds] for value in log2_values]
     return Surface(
-        optimizer=run[_LABEL],
+        optimizer=run[LABEL],
         width=run["model.width"],
         hp=hp,
-        fixed=tuple((name, run[name]) for name in sorted(varying.get(run[_LABEL], ()))),
+        fixed=tuple((name, run[name]) for name in sorted(varying.get(run[LABEL], ()))),
         log2_values=log2_values,
         seeds=seeds,
         losses=tuple(tuple(cell.validation_loss if cell else None for cell in row) for row in grid),

@@ -6,12 +6,12 @@ Loads neither pandas nor pyarrow: a wrong map is refused before the table is ope
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, Field, PrivateAttr, Strict, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, Strict, model_validator
 
-from sweeps.spec_errors import parse, read_text, refuse_unknown_keys
-from sweeps.spec_types import SECTION, Value, distinct
+from sweeps.spec_file import FileSection, Section, read_section
+from sweeps.spec_types import Value, distinct
 
 OBSERVATIONS, IMPORT_MAP = "observations.parquet", "import.toml"  # files of a results folder
 # Columns of the canonical table beside the scales and hyperparameters.
@@ -24,22 +24,13 @@ Words = Annotated[tuple[str, ...], Strict(False), AfterValidator(distinct)]
 Holds = Literal["value", "log2", "log10", "ln"]
 
 
-class _Section(BaseModel):
-    model_config = SECTION
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown_keys(cls, values: Any) -> Any:
-        return refuse_unknown_keys(values, cls.model_fields)
-
-
 def _not_empty(table: dict[str, Value]) -> dict[str, Value]:
     if not table:
         raise ValueError("must name at least one, got none. Add one.")
     return table
 
 
-class NumberColumn(_Section):
+class NumberColumn(Section):
     """A column of positive numbers. The value is what the column holds, out of its logarithm, times `multiply`."""
 
     column: str
@@ -47,7 +38,7 @@ class NumberColumn(_Section):
     multiply: float = Field(default=1.0, gt=0)  # such as the tokens of a sequence
 
 
-class LossColumn(_Section):
+class LossColumn(Section):
     """The loss. `bits` and `perplexity` (of a token) become nats."""
 
     column: str
@@ -55,7 +46,7 @@ class LossColumn(_Section):
     empty: Literal["refuse", "diverged", "leave_out"] = "refuse"  # what an empty cell says of its run
 
 
-class SeriesColumn(_Section):
+class SeriesColumn(Section):
     """What is followed over scale, such as an optimizer: a column of names, or one name for every row."""
 
     column: str | None = None
@@ -71,13 +62,13 @@ class SeriesColumn(_Section):
         return self
 
 
-class SeedColumn(_Section):
+class SeedColumn(Section):
     """A column of whole numbers."""
 
     column: str
 
 
-class StatusColumn(_Section):
+class StatusColumn(Section):
     """A column that says how a run ended. Values in neither list are runs with a loss."""
 
     column: str
@@ -92,13 +83,13 @@ class StatusColumn(_Section):
         return self
 
 
-class RequireEqual(_Section):
+class RequireEqual(Section):
     """Columns that must hold one value over all rows that are read, such as a data set or a token budget."""
 
     columns: Words
 
 
-class ImportMap(_Section):
+class ImportMap(FileSection):
     """A whole column map, as `load_map` returns it."""
 
     name: Name
@@ -111,7 +102,6 @@ class ImportMap(_Section):
     require_equal: RequireEqual | None = None
     filter: dict[str, Cell] = Field(default_factory=dict)  # rows to read: column -> the value it must hold
     _file: Path = PrivateAttr(default=Path("columns.toml"))
-    _text: str = PrivateAttr(default="")
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
@@ -122,16 +112,6 @@ class ImportMap(_Section):
             if name in _OWN_COLUMNS:
                 raise ValueError(f"no scale or hyperparameter may be called {name}, which has its own section.")
         return self
-
-    @property
-    def file(self) -> Path:
-        """Where it was read from."""
-        return self._file
-
-    @property
-    def text(self) -> str:
-        """The TOML as it was written."""
-        return self._text
 
     @property
     def columns(self) -> dict[str, str]:
@@ -153,22 +133,11 @@ class ImportMap(_Section):
         return self.require_equal.columns if self.require_equal else ()
 
 
-class ImportTarget(_Section):
+class ImportTarget(FileSection):
     """The scales of the large run that an import's hyperparameters are meant for."""
 
     scales: Annotated[dict[Name, Annotated[float, Field(gt=0)]], AfterValidator(_not_empty)]
     _file: Path = PrivateAttr(default=Path("target.toml"))
-    _text: str = PrivateAttr(default="")
-
-    @property
-    def file(self) -> Path:
-        """Where it was read from."""
-        return self._file
-
-    @property
-    def text(self) -> str:
-        """The TOML as it was written."""
-        return self._text
 
 
 def load_map(path: str | Path) -> ImportMap:
@@ -177,11 +146,7 @@ def load_map(path: str | Path) -> ImportMap:
     Raises:
         SpecError: the file or a key is not usable.
     """
-    file = Path(path)
-    text = read_text(file)
-    columns = parse(text, ImportMap, file=file)
-    columns._file, columns._text = file, text
-    return columns
+    return read_section(path, ImportMap)
 
 
 def load_import_target(path: str | Path) -> ImportTarget:
@@ -190,8 +155,4 @@ def load_import_target(path: str | Path) -> ImportTarget:
     Raises:
         SpecError: the file or a key is not usable.
     """
-    file = Path(path)
-    text = read_text(file)
-    target = parse(text, ImportTarget, file=file)
-    target._file, target._text = file, text
-    return target
+    return read_section(path, ImportTarget)

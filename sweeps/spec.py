@@ -13,7 +13,8 @@ from proxy_models.checks import ConfigError
 from proxy_models.config import HParams, ModelConfig, RunConfig, first_steps
 from proxy_models.optimizer_config import Scale
 from proxy_models.parametrization import refuse_overshooting_decay
-from sweeps.spec_errors import SpecError, config_error, parse, read_text, require
+from sweeps.spec_errors import SpecError, config_error, require
+from sweeps.spec_file import read_section
 from sweeps.spec_models import RunSection, SweepSpec, TargetSpec
 from sweeps.trial import Trial
 
@@ -41,10 +42,7 @@ def load_spec(path: str | Path) -> SweepSpec:
     Raises:
         SpecError: the file, a key or a run of the grid is not usable.
     """
-    file = Path(path)
-    text = read_text(file)
-    spec = parse(text, SweepSpec, file=file)
-    spec._file, spec._text = file, text
+    spec = read_section(path, SweepSpec)
     _check_optimizers(spec)
     _check_widths(spec)
     run_configs(spec)
@@ -59,11 +57,7 @@ def load_target(path: str | Path) -> TargetSpec:
     Raises:
         SpecError: the file or a key is not usable.
     """
-    file = Path(path)
-    text = read_text(file)
-    target = parse(text, TargetSpec, file=file)
-    target._file, target._text = file, text
-    return target
+    return read_section(path, TargetSpec)
 
 
 def check_target(target: TargetSpec, spec: SweepSpec) -> None:

@@ -5,27 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, PrivateAttr, Strict, model_validator
+from pydantic import Field, PrivateAttr, Strict, model_validator
 
 from proxy_models.config import Parametrization, ScheduleName, WeightDecayInvariant
-from sweeps.spec_errors import refuse_unknown_keys
+from sweeps.spec_file import FileSection, Section
 from sweeps.spec_optimizers import OptimizersTable
-from sweeps.spec_types import SECTION, AxesTable, HParamsTable, ModelTable, Seeds, Widths
+from sweeps.spec_types import AxesTable, HParamsTable, ModelTable, Seeds, Widths
 
 if TYPE_CHECKING:
     from proxy_models.data import DataSource
 
 
-class _Section(BaseModel):
-    model_config = SECTION
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown_keys(cls, values: Any) -> Any:
-        return refuse_unknown_keys(values, cls.model_fields)
-
-
-class DataSection(_Section):
+class DataSection(Section):
     """Where the tokens come from. A relative path is relative to the spec file's folder."""
 
     source: Literal["stdlib", "text", "tokens"] = "stdlib"
@@ -45,7 +36,7 @@ class DataSection(_Section):
         return self
 
 
-class RunSection(_Section):
+class RunSection(Section):
     """What all runs share, and the widths and seeds of the grid."""
 
     parametrization: Parametrization = "mup"
@@ -58,7 +49,7 @@ class RunSection(_Section):
     weight_decay_invariant: WeightDecayInvariant = "lr_wd"
 
 
-class CheckSection(_Section):
+class CheckSection(Section):
     """The coordinate check: a few steps at several widths."""
 
     widths: Widths | None = None  # None: base_width times 1, 2, 4 and 8
@@ -68,7 +59,7 @@ class CheckSection(_Section):
     batch_tokens: int | None = Field(default=None, ge=1)
 
 
-class DiagnosticsSection(_Section):
+class DiagnosticsSection(Section):
     """What optimizers do to matrices, recorded while trials train; no part of a trial's identity."""
 
     every_steps: int = Field(ge=1)
@@ -81,7 +72,7 @@ _SEARCH_KEYS: dict[str, tuple[str, ...]] = {
 }
 
 
-class SearchSection(_Section):
+class SearchSection(Section):
     """How the learning rates are chosen: all at once from the grid, or later ones from the results of earlier ones."""
 
     method: Literal["grid", "telescope", "optuna"] = "grid"
@@ -114,7 +105,7 @@ class SearchSection(_Section):
         return self.model_dump(mode="json", include={"method", *_SEARCH_KEYS[self.method]})
 
 
-class SweepSpec(_Section):
+class SweepSpec(FileSection):
     """A whole sweep, as `load_spec` returns it: every run of its grid is known to be valid."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
@@ -128,18 +119,7 @@ class SweepSpec(_Section):
     check: CheckSection = CheckSection()
     diagnostics: DiagnosticsSection | None = None
     _file: Path = PrivateAttr(default=Path("spec.toml"))
-    _text: str = PrivateAttr(default="")
     _data_folder: Path | None = PrivateAttr(default=None)
-
-    @property
-    def file(self) -> Path:
-        """Where it was read from."""
-        return self._file
-
-    @property
-    def text(self) -> str:
-        """The TOML as it was written."""
-        return self._text
 
     @property
     def data_folder(self) -> Path:
@@ -166,21 +146,10 @@ class SweepSpec(_Section):
         )
 
 
-class TargetSpec(_Section):
+class TargetSpec(FileSection):
     """The large run that a sweep's hyperparameters are meant for."""
 
     width: int = Field(ge=1)
     train_tokens: int | None = Field(default=None, ge=1)  # None: as the proxies
     seeds: Seeds = (0,)
     _file: Path = PrivateAttr(default=Path("target.toml"))
-    _text: str = PrivateAttr(default="")
-
-    @property
-    def file(self) -> Path:
-        """Where it was read from."""
-        return self._file
-
-    @property
-    def text(self) -> str:
-        """The TOML as it was written."""
-        return self._text

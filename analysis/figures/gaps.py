@@ -31,7 +31,7 @@ def transfer_gaps(transfers: Sequence[FastTransfer]) -> Figure:
         ax.set_ylim(max(ax.get_ylim()[0], top * 1e-5), top * 3)
         style.width_axis(ax, [round(width) for width in transfer.widths])
         ax.set_xlabel("width")
-        ax.set_title(f"{transfer.series}: {transfer.verdict.value}\n{_kappa(transfer.kappa)}")
+        ax.set_title(f"{transfer.series}: {transfer.verdict.value}\n{transfer.kappa_in_words}")
     style.label_rows(axes, "gap to infinite width (nats)")
     style.legend_below(
         figure,
@@ -42,12 +42,10 @@ def transfer_gaps(transfers: Sequence[FastTransfer]) -> Figure:
 
 def _draw(ax: Axes, transfer: FastTransfer, kind: str, i: int) -> None:
     widths = np.array(transfer.widths)
-    quantities: list[Quantity] = [_of(gaps, kind) for gaps in transfer.gaps]
-    values = np.array([quantity.value for quantity in quantities])
-    bars = np.array([[max(q.value - q.interval.low, 0.0), max(q.interval.high - q.value, 0.0)] for q in quantities]).T
-    ax.errorbar(
-        widths * _DODGE**i, values, yerr=bars, fmt=style.MARKERS[i], color=_COLORS[i], capsize=3, elinewidth=1.2
-    )
+    for width, gaps in zip(widths * _DODGE**i, transfer.gaps, strict=True):
+        gap = _of(gaps, kind)
+        bars = style.bars(gap.interval, gap.value)
+        ax.errorbar(width, gap.value, yerr=bars, fmt=style.MARKERS[i], color=_COLORS[i], capsize=3, elinewidth=1.2)
     assert transfer.laws is not None
     laws = transfer.laws
     n = np.geomspace(widths[0], widths[-1], 40)
@@ -63,7 +61,3 @@ def _draw(ax: Axes, transfer: FastTransfer, kind: str, i: int) -> None:
 def _of(gaps: Gaps, kind: str) -> Quantity:
     quantity: Quantity = getattr(gaps, kind)
     return quantity
-
-
-def _kappa(kappa: Quantity) -> str:
-    return f"kappa {kappa.value:+.2f} ({kappa.interval.low:+.2f} to {kappa.interval.high:+.2f})"

@@ -1,12 +1,21 @@
 """Trials grouped for one worker: a pack shares its model, optimizer, horizon and data, so that it shares set-up."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from proxy_models.accounting import training_flops
 from proxy_models.config import HParams
+from proxy_models.mode import EAGER_LOOP, Mode
 from proxy_models.optimizer_config import Switch
 from sweeps.trial import Trial
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fork:
+    """A point of one trial's training from which others go on."""
+
+    trunk_id: str
+    step: int  # updates done there
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -14,7 +23,10 @@ class Pack:
     """Trials of one shape, trained by one worker one after the other or stacked."""
 
     trials: tuple[Trial, ...]
+    mode: Mode = EAGER_LOOP
     diagnose_every: int | None = None  # steps between diagnostics; None: none are recorded
+    starts: Mapping[str, Fork] = field(default_factory=dict)  # trial id -> where it goes on, if it shares a start
+    forks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # trial id -> steps at which others go on
 
     def __post_init__(self) -> None:
         if not self.trials:

@@ -1,0 +1,47 @@
+"""How a run's arithmetic is done: what may change its numbers, though only by rounding. Knows no torch."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from proxy_models.checks import require
+
+Executor = Literal["loop", "stacked"]
+Device = Literal["cpu", "cuda"]
+Dtype = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mode:
+    """A numerics mode. Within one, a run gives the same numbers in every pack: bitwise in a `loop`, else nearly.
+
+    `loop` trains the members of a pack one after the other, `stacked` all at once. Weights and optimizer states are
+    float32 always; `dtype` is that of the forward and backward passes' matrix products.
+    """
+
+    executor: Executor = "loop"
+    compiled: bool = False  # the gradients, by torch.compile; on a GPU as CUDA graphs
+    device: Device = "cpu"
+    dtype: Dtype = "float32"
+
+    @property
+    def name(self) -> str:
+        """As it is recorded: `loop-eager-cpu-float32`."""
+        return f"{self.executor}-{'compiled' if self.compiled else 'eager'}-{self.device}-{self.dtype}"
+
+
+EAGER_LOOP = Mode()
+
+
+def mode_from_name(name: str) -> Mode:
+    """Inverse of `Mode.name`.
+
+    Raises:
+        ConfigError: no such mode.
+    """
+    executor, _, rest = name.partition("-")
+    compiled, _, rest = rest.partition("-")
+    device, _, dtype = rest.partition("-")
+    parts = ((executor, Executor), (device, Device), (dtype, Dtype))
+    known = compiled in ("eager", "compiled") and all(part in get_args(kind) for part, kind in parts)
+    require(known, f"mode must be <executor>-<eager or compiled>-<device>-<dtype>, got {name!r}")
+    return Mode(executor=executor, compiled=compiled == "compiled", device=device, dtype=dtype)  # type: ignore[arg-type]

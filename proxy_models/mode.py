@@ -45,3 +45,8 @@ def mode_from_name(name: str) -> Mode:
     known = compiled in ("eager", "compiled") and all(part in get_args(kind) for part, kind in parts)
     require(known, f"mode must be <executor>-<eager or compiled>-<device>-<dtype>, got {name!r}")
     return Mode(executor=executor, compiled=compiled == "compiled", device=device, dtype=dtype)  # type: ignore[arg-type]
+
+
+def loss_tolerance(mode: Mode) -> float:
+    """How far a run's validation loss may lie from the eager loop's, as a fraction of it."""
+    return 0.0 if mode.executor == "loop" and not mode.compiled else 1e-3

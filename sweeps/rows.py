@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from proxy_models.config import HParams, run_config_from_dict
+from proxy_models.mode import EAGER_LOOP
 from sweeps.trial import NUMERICS_VERSION, Trial, TrialResult, TrialStatus, canonical_json, identity_hash
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from proxy_models.diagnostics import Diagnostic
 
-SCHEMA_VERSION = 1  # of these columns; written into every file
+SCHEMA_VERSION = 2  # of these columns; written into every file
 _VERSION_KEY = "schema_version"
 
 
@@ -50,6 +51,7 @@ _COLUMNS: dict[str, pa.DataType] = {
     "flops_utilization": pa.float64(),
     "data_fingerprint": pa.string(),
     "numerics_version": pa.int64(),
+    "mode": pa.string(),  # from version 2 on; before, all was trained by the eager loop
 }
 _SCHEMA = pa.schema(
     _COLUMNS
@@ -89,6 +91,7 @@ def scalars_of(result: TrialResult) -> dict[str, Any]:
         **{name: getattr(result, name) for name in _RESULT_FIELDS},
         "data_fingerprint": result.trial.data_fingerprint,
         "numerics_version": NUMERICS_VERSION,
+        "mode": result.mode,
     }
 
 
@@ -166,6 +169,7 @@ def _result_of(row: dict[str, Any]) -> tuple[str, TrialResult]:
         status=TrialStatus(row["status"]),
         curve_steps=tuple(row["curve_steps"]),
         curve_losses=tuple(row["curve_losses"]),
+        mode=row.get("mode") or EAGER_LOOP.name,
         provenance=json.loads(row["provenance_json"]) or None,
         **{name: row[name] for name in _RESULT_FIELDS},
     )

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweeps.files import create_if_absent, replace_file
+from sweeps.files import create_if_absent, replace_file, set_aside
 from sweeps.rows import (
     DamagedRowError,
     NewerSchemaError,
@@ -180,11 +180,8 @@ class ResultStore:
             raise StoreError(f"{file} is damaged. Remove it; the results are checked against the plan.") from None
 
     def _set_aside(self, file: Path, reason: str, warn: Warn) -> None:
-        target = self.folder / "set_aside" / f"{file.stem}-{time.time_ns()}{file.suffix}"
-        target.parent.mkdir(exist_ok=True)
-        try:
-            file.rename(target)
-        except FileNotFoundError:  # another reader was faster
+        target = set_aside(file, self.folder)
+        if target is None:  # another reader was faster
             return
         warn(f"{file} is damaged: {reason}. Moved to {target}; its trial counts as missing and will run again.")
 
@@ -198,9 +195,9 @@ def _refuse_mismatch(recorded: TrialResult, result: TrialResult, file: Path) -> 
     if not recorded.same_numbers(result):
         raise StoreMismatchError(
             f"{file}: trial {result.trial_id} is recorded as {recorded.status.value} with validation loss "
-            f"{recorded.validation_loss}, and running it again gave {result.status.value} with "
-            f"{result.validation_loss}. The recorded result stays. Numbers that do not repeat come from another "
-            "machine, another torch, or a change of the training code without a new NUMERICS_VERSION."
+            f"{recorded.validation_loss} ({recorded.mode}), and running it again gave {result.status.value} with "
+            f"{result.validation_loss} ({result.mode}). The recorded result stays. Numbers that do not repeat "
+            "come from another machine, another torch, or a change of the training code without a new NUMERICS_VERSION."
         )
 
 

@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Any
 
 from proxy_models.config import RunConfig
+from proxy_models.mode import EAGER_LOOP, loss_tolerance, mode_from_name
 
 # Raise when a change to the training code changes a trial's numbers: old results are then not reused.
 NUMERICS_VERSION = 1
@@ -64,10 +65,12 @@ class TrialResult:
     tokens_per_second: float = 0.0
     flops: float = 0.0  # model FLOPs of the training steps taken
     flops_utilization: float = 0.0  # flops per second over this worker's measured matmul peak
+    mode: str = EAGER_LOOP.name  # how its arithmetic was done: a Mode's name
     error: str = ""  # of a FAILED trial
     provenance: Mapping[str, str] | None = None  # versions and hardware of the worker
 
     def __post_init__(self) -> None:
+        mode_from_name(self.mode)
         has_loss = self.validation_loss is not None and math.isfinite(self.validation_loss)
         if has_loss != (self.status is TrialStatus.COMPLETED):
             raise ValueError(f"a loss goes with COMPLETED and nothing else, got {self.status} {self.validation_loss}")
@@ -81,7 +84,28 @@ class TrialResult:
         return self.trial.trial_id
 
     def same_numbers(self, other: "TrialResult") -> bool:
-        """Whether both say the same, bit for bit, about everything but speed and hardware."""
+        """Whether both say the same about everything but speed and hardware.
+
+        Bit for bit where both come from one mode that is a loop; else the losses, to within the modes' tolerance.
+        """
+        if self.mode == other.mode and mode_from_name(self.mode).executor == "loop":
+            return self._same_bits(other)
+        return self.status is other.status and (
+            self.relative_difference(other) <= max(self.loss_tolerance, other.loss_tolerance)
+        )
+
+    @property
+    def loss_tolerance(self) -> float:
+        """How far its losses may lie from those of the eager loop, as a fraction of them."""
+        return loss_tolerance(mode_from_name(self.mode))
+
+    def relative_difference(self, other: "TrialResult") -> float:
+        """Of the validation losses, as a fraction of this one's; 0 where neither has one, infinite where one has."""
+        if self.validation_loss is None or other.validation_loss is None:
+            return 0.0 if self.validation_loss is other.validation_loss else math.inf
+        return abs(self.validation_loss - other.validation_loss) / abs(self.validation_loss)
+
+    def _same_bits(self, other: "TrialResult") -> bool:
         return (
             self.status is other.status
             and self.validation_loss == other.validation_loss

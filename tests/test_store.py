@@ -20,7 +20,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeps.files import create_if_absent, replace_file
+from proxy_models.mode import Mode
+from sweeps.files import create_if_absent, replace_file, replace_unsynced
 from sweeps.provenance import provenance
 from sweeps.rows import DamagedRowError, from_parquet, to_parquet
 from sweeps.store import FolderHoldsAnotherSweepError, ResultStore, StoreError, StoreMismatchError
@@ -55,9 +56,10 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
     curve=st.lists(finite, max_size=20),
     seed=st.integers(0, 2**62),
     clip_norm=st.none() | st.floats(min_value=1e-6, max_value=1e6),
+    mode=st.builds(Mode, executor=st.sampled_from(["loop", "stacked"]), compiled=st.booleans()),
 )
 def test_any_result_survives_its_row(
-    loss: float, se: float | None, curve: list[float], seed: int, clip_norm: float | None
+    loss: float, se: float | None, curve: list[float], seed: int, clip_norm: float | None, mode: Mode
 ) -> None:
     of = trial(seed=seed, clip_norm=clip_norm)
     result = replace(
@@ -66,6 +68,7 @@ def test_any_result_survives_its_row(
         validation_loss_se=se,
         curve_steps=tuple(range(len(curve))),
         curve_losses=tuple(curve),
+        mode=mode.name,
         provenance=None,
     )
     assert from_parquet(to_parquet(result)) == (of.trial_id, result)
@@ -77,8 +80,28 @@ def test_a_file_is_one_columnar_row_with_a_schema_version(store: ResultStore) ->
     row = pq.read_table(file).to_pylist()[0]
     assert (row["optimizer"], row["width"], row["seed"], row["lr"], row["status"]) == ("muon", 32, 3, 0.5, "completed")
     assert row["curve_losses"] == [5.5, 4.0, 2.6]
-    assert pq.ParquetFile(file).metadata.metadata[b"schema_version"] == b"1"
+    assert pq.ParquetFile(file).metadata.metadata[b"schema_version"] == b"2"
     assert file.stat().st_size < 8000
+
+
+def test_a_file_from_before_modes_were_recorded_is_the_eager_loops(store: ResultStore) -> None:
+    store.commit(completed(trial()))
+    file = file_of(store, trial())
+    table = pq.read_table(file).drop_columns(["mode"])
+    with pq.ParquetWriter(file, table.schema) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({"schema_version": "1"})
+    assert store.read() == {trial().trial_id: completed(trial())}
+    assert list(store.frame()["mode"]) == ["loop-eager-cpu-float32"]
+
+
+def test_another_mode_may_differ_by_rounding_and_the_first_result_stays(store: ResultStore) -> None:
+    stacked = replace(completed(trial(), 2.5), mode="stacked-eager-cpu-float32")
+    assert store.commit(stacked)
+    assert not store.commit(replace(completed(trial(), 2.5001), curve_losses=(5.5, 4.0, 2.7)))
+    with pytest.raises(StoreMismatchError, match=r"2\.5 \(stacked-eager-cpu-float32\)"):
+        store.commit(completed(trial(), 2.6))
+    assert store.read() == {trial().trial_id: stacked}
 
 
 def test_committing_an_equal_result_again_changes_nothing(store: ResultStore) -> None:
@@ -93,7 +116,7 @@ def test_committing_an_equal_result_again_changes_nothing(store: ResultStore) ->
 
 def test_a_different_result_of_the_same_trial_is_refused_and_the_first_stays(store: ResultStore) -> None:
     store.commit(completed(trial(), 2.5))
-    with pytest.raises(StoreMismatchError, match=r"loss 2\.5, and running it again gave completed with 2\.6") as got:
+    with pytest.raises(StoreMismatchError, match=r"loss 2\.5 .*, and running it again gave completed with 2\.6") as got:
         store.commit(completed(trial(), 2.6))
     assert str(file_of(store, trial())) in str(got.value)
     assert store.read()[trial().trial_id].validation_loss == 2.5
@@ -236,8 +259,8 @@ def test_a_result_of_a_newer_program_is_not_touched(store: ResultStore) -> None:
     table = pq.read_table(file)
     with pq.ParquetWriter(file, table.schema) as writer:
         writer.write_table(table)
-        writer.add_key_value_metadata({"schema_version": "2"})
-    with pytest.raises(StoreError, match=r"has schema version 2, this program knows up to 1\. Update the program"):
+        writer.add_key_value_metadata({"schema_version": "3"})
+    with pytest.raises(StoreError, match=r"has schema version 3, this program knows up to 2\. Update the program"):
         store.read()
     assert file.exists()
 
@@ -365,4 +388,6 @@ def test_files_are_replaced_in_one_step_or_kept(tmp_path: Path) -> None:
     assert file.read_bytes() == b"one"
     replace_file(file, b"three")
     assert file.read_bytes() == b"three"
+    replace_unsynced(file, b"four")
+    assert file.read_bytes() == b"four"
     assert [path.name for path in file.parent.iterdir()] == ["file"]

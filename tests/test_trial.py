@@ -141,6 +141,33 @@ def test_same_numbers_ignores_speed_and_hardware_alone() -> None:
     assert asdict(result)["trial"]["data_fingerprint"] == "abc"
 
 
+def test_a_mode_must_exist() -> None:
+    with pytest.raises(ValueError, match="mode must be <executor>-<eager or compiled>-<device>-<dtype>, got 'fast'"):
+        TrialResult(trial=TRIAL, status=TrialStatus.FAILED, mode="fast")
+
+
+@pytest.mark.parametrize(
+    ("modes", "loss", "same"),
+    [
+        (("loop-compiled-cpu-float32", "loop-compiled-cpu-float32"), 2.5 + 1e-9, False),
+        (("loop-compiled-cpu-float32", "loop-eager-cpu-float32"), 2.5 + 1e-9, True),
+        (("loop-eager-cpu-float32", "loop-compiled-cpu-float32"), 2.5 + 1e-9, True),
+        (("stacked-eager-cpu-float32", "stacked-eager-cpu-float32"), 2.5 + 1e-9, True),
+        (("stacked-eager-cpu-float32", "stacked-eager-cpu-float32"), 2.6, False),
+        (("stacked-eager-cpu-float32", "loop-eager-cpu-float32"), None, False),
+    ],
+)
+def test_numbers_agree_by_bits_in_a_loop_mode_and_nearly_between_modes(
+    modes: tuple[str, str], loss: float | None, same: bool
+) -> None:
+    one = TrialResult(trial=TRIAL, status=TrialStatus.COMPLETED, validation_loss=2.5, mode=modes[0])
+    other = replace(one, validation_loss=loss or 2.5, mode=modes[1])
+    if loss is None:
+        other = replace(other, status=TrialStatus.DIVERGED, validation_loss=None, diverged_step=3)
+    assert one.same_numbers(other) == same
+    assert other.same_numbers(one) == same
+
+
 def test_fields_at_their_default_are_not_part_of_the_id() -> None:
     """So that a field added later leaves the ids of old results as they were."""
     assert RUN.identity() == {

@@ -52,7 +52,9 @@ def shape_of(trial: Trial) -> Trial:
     return replace(trial, run=replace(trial.run, seed=0, hparams=erased))
 
 
-def make_packs(trials: Sequence[Trial], size: int, *, diagnose_every: int | None = None) -> tuple[Pack, ...]:
+def make_packs(
+    trials: Sequence[Trial], size: int, *, mode: Mode = EAGER_LOOP, diagnose_every: int | None = None
+) -> tuple[Pack, ...]:
     """Split trials into packs of one shape and at most `size` trials, the most FLOPs first.
 
     Workers take packs in this order, so the last ones running are the shortest.
@@ -66,7 +68,7 @@ def make_packs(trials: Sequence[Trial], size: int, *, diagnose_every: int | None
     for trial in trials:
         groups.setdefault(shape_of(trial), []).append(trial)
     packs = [
-        Pack(trials=tuple(group[start : start + size]), diagnose_every=diagnose_every)
+        Pack(trials=tuple(group[start : start + size]), mode=mode, diagnose_every=diagnose_every)
         for group in groups.values()
         for start in range(0, len(group), size)
     ]

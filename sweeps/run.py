@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Protocol
 
-from sweeps.pack import Pack, make_packs
+from sweeps.pack import Pack
 from sweeps.store import ResultStore
 from sweeps.trial import Trial, TrialResult, TrialStatus
 
@@ -48,6 +48,7 @@ class TrialFailed:
 
 Event = PackStarted | TrialFinished | TrialFailed
 OnEvent = Callable[[Event], None]
+MakePacks = Callable[[Sequence[Trial]], Sequence[Pack]]
 
 
 class Backend(Protocol):
@@ -109,14 +110,13 @@ def run_sweep(
     data_source: "DataSource",
     backend: Backend,
     workers: int,
-    pack_size: int,
+    pack: MakePacks,
     max_attempts: int = 3,
-    diagnose_every: int | None = None,
     on_event: OnEvent,
 ) -> SweepOutcome:
     """Train what has no result yet, trying each trial up to `max_attempts` times.
 
-    With `diagnose_every`, what is trained now also leaves diagnostics; what has a result is not trained for them.
+    `pack` groups what is missing at each attempt.
 
     Raises:
         Interrupted: SIGINT or SIGTERM.
@@ -133,7 +133,7 @@ def run_sweep(
             break
         with raising_interrupted():
             backend.execute(
-                make_packs(todo, pack_size, diagnose_every=diagnose_every),
+                pack(todo),
                 store=store,
                 data_source=data_source,
                 workers=workers,

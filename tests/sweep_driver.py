@@ -6,9 +6,11 @@ Prints one JSON line an event, and a last one with the counts.
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 from sweeps.local_backend import LocalBackend
+from sweeps.pack import make_packs
 from sweeps.run import Backend, Event, Interrupted, PackStarted, TrialFinished, run_sweep
 from sweeps.store import ResultStore
 from sweeps.trial import TrialStatus
@@ -46,7 +48,7 @@ def main(folder: Path, backend: str) -> None:
         data_source=spec.data_source(),
         backend=backend_of(backend),
         workers=1 if backend == "local" else 2,
-        pack_size=4,
+        pack=partial(make_packs, size=4),
         on_event=on_event,
     )
     say(reused=outcome.reused, **{status.value: outcome.count(status) for status in TrialStatus})

@@ -12,12 +12,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sweeps.local_backend import LocalBackend
+from sweeps.pack import make_packs
 from sweeps.ray_backend import RayBackend, _describe_loss
 from sweeps.run import BackendError, Event, PackStarted, SweepOutcome, TrialFailed, TrialFinished, run_sweep
 from sweeps.store import ResultStore
@@ -43,7 +45,7 @@ def run(
         data_source=spec.data_source(),
         backend=RayBackend(),
         workers=2,
-        pack_size=4,
+        pack=partial(make_packs, size=4),
         on_event=on_event,
     )
 
@@ -96,7 +98,7 @@ def test_ray_gives_the_numbers_of_the_local_backend_in_silence(
         data_source=spec.data_source(),
         backend=LocalBackend(),
         workers=1,
-        pack_size=24,
+        pack=partial(make_packs, size=24),
         on_event=lambda event: None,
     )
     assert all(local.results[one].same_numbers(result) for one, result in outcome.results.items())

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from proxy_models.config import RunConfig
 from proxy_models.data import DataError, DataSource, TokenData
 from proxy_models.train import TrainOutcome, train
 from sweeps.local_backend import LocalBackend
-from sweeps.pack import Pack
+from sweeps.pack import Pack, make_packs
 from sweeps.run import (
     NO_TRACE,
     BackendError,
@@ -80,7 +81,7 @@ def run(
         data_source=DataSource(),
         backend=backend,
         workers=3,
-        pack_size=4,
+        pack=partial(make_packs, size=4),
         on_event=events.append,
     )
 
@@ -159,7 +160,7 @@ def run_local(folder: Path, trials: Sequence[Trial], source: DataSource, events:
         data_source=source,
         backend=LocalBackend(),
         workers=1,
-        pack_size=4,
+        pack=partial(make_packs, size=4),
         on_event=events.append,
     )
 

@@ -3,11 +3,13 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from proxy_models.accounting import training_flops
 from proxy_models.config import RunConfig
 from sweeps.basin import Basin, OnSuggest
+from sweeps.pack import make_packs
 from sweeps.run import (
     Event,
     OnEvent,
@@ -61,8 +63,11 @@ def run_trials(
             data_source=spec.data_source(),
             backend=backend,
             workers=workers,
-            pack_size=max(1, min(PACK_SIZE, len(todo) // (4 * workers))),
-            diagnose_every=None if spec.diagnostics is None else spec.diagnostics.every_steps,
+            pack=partial(
+                make_packs,
+                size=max(1, min(PACK_SIZE, len(todo) // (4 * workers))),
+                diagnose_every=None if spec.diagnostics is None else spec.diagnostics.every_steps,
+            ),
             on_event=_show(progress, len(todo)),
         )
     failed = outcome.count(TrialStatus.FAILED)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, PrivateAttr, Strict, model_validator
 
 from proxy_models.config import Parametrization, ScheduleName, WeightDecayInvariant
+from proxy_models.mode import Dtype
 from sweeps.spec_file import FileSection, Section
 from sweeps.spec_optimizers import OptimizersTable
 from sweeps.spec_types import AxesTable, HParamsTable, ModelTable, Seeds, Widths
@@ -65,6 +66,16 @@ class DiagnosticsSection(Section):
     every_steps: int = Field(ge=1)
 
 
+class EngineSection(Section):
+    """How trials are trained: numerics modes and packs; no part of a trial's identity."""
+
+    executor: Literal["auto", "loop", "stacked"] = "auto"
+    compile: Literal["auto", True, False] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where torch sees one
+    dtype: Dtype = "float32"  # of matrix products
+    pack_size: int | None = Field(default=None, ge=1)  # None: by memory, throughput and workers
+
+
 _SEARCH_KEYS: dict[str, tuple[str, ...]] = {
     "grid": (),
     "telescope": ("points", "max_reexpansions", "shrink_bounds"),
@@ -118,6 +129,7 @@ class SweepSpec(FileSection):
     search: SearchSection = SearchSection()
     check: CheckSection = CheckSection()
     diagnostics: DiagnosticsSection | None = None
+    engine: EngineSection = EngineSection()
     _file: Path = PrivateAttr(default=Path("spec.toml"))
     _data_folder: Path | None = PrivateAttr(default=None)
 

@@ -23,7 +23,8 @@ from proxy_models.optimizer_config import AdamW, Muon, OptimizerConfig
 from proxy_models.optimizers import Optimizer
 from proxy_models.roles import Role
 from proxy_models.stacks import Stack
-from proxy_models.train import Training, matmul_peak
+from proxy_models.train import matmul_peak
+from proxy_models.training import Training
 from sweeps.provenance import cpu_model
 
 CASES = ((96, 32, 32), (96, 64, 64), (48, 64, 256), (48, 128, 128), (12, 256, 256))
@@ -80,7 +81,7 @@ def shares(width: int) -> dict[str, dict[str, float]]:
     data = load_data(DataSource(), vocab_size=256, seq_len=128)
     table = {}
     for name, config in OPTIMIZERS.items():
-        training = Training(training_run(config, width), data)
+        training = Training([training_run(config, width)], data)
         gradients = [torch.randn_like(weight) for weight in training.weights]
         works = {"step": training.step, "optimizer": lambda t=training, g=gradients: t.optimizer.step(g, ONE)}
         ms = {part: 1e3 * seconds for part, seconds in timed(works, repetitions=7).items()}

@@ -18,7 +18,8 @@ from proxy_models.data import DataSource, load_data
 from proxy_models.optimizer_config import AdamW
 from proxy_models.parametrization import scale_role
 from proxy_models.stacks import build_model, parameters_of
-from proxy_models.train import Training, matmul_peak
+from proxy_models.train import matmul_peak
+from proxy_models.training import Training
 
 REPETITIONS = 20
 
@@ -37,7 +38,7 @@ def main() -> None:
             validation_tokens=1024,
             seed=0,
         )
-        training = Training(run, data)
+        training = Training([run], data)
         ours, theirs = timed(training.step, torch_step(training))
         rows.append(
             {
@@ -65,7 +66,7 @@ def timed(*works: Callable[[], object]) -> list[float]:
 
 def torch_step(training: Training) -> Callable[[], object]:
     """The same step as a user of torch writes it: a module, parameter groups by role, clipping, AdamW."""
-    run, model = training.run, build_model(training.run)
+    run, model = training.runs[0], build_model(training.runs[0])
     with torch.no_grad():
         for name, value in parameters_of(training.layouts, training.weights, 0).items():
             model.get_parameter(name).copy_(value)
@@ -80,7 +81,7 @@ def torch_step(training: Training) -> Callable[[], object]:
     optimizer = torch.optim.AdamW(groups, betas=(run.hparams.beta1, run.hparams.beta2), weight_decay=0.0)
 
     def step() -> None:
-        windows = training.windows(0)
+        windows = training.windows(0)[0]
         logits = model(windows[:, :-1])
         loss = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
         optimizer.zero_grad()

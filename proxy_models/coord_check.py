@@ -13,7 +13,7 @@ from torch import Tensor
 
 from proxy_models.config import RunConfig, first_steps
 from proxy_models.data import TokenData
-from proxy_models.train import Training
+from proxy_models.training import Training
 
 LOGITS = "logits"
 
@@ -106,8 +106,8 @@ def activation_sizes(optimizer: str, run: RunConfig, data: TokenData, *, steps: 
 
     The learning rate is at its peak throughout: a warmup would hide what an update does.
     """
-    training = Training(first_steps(run, steps=steps, batch_tokens=run.hparams.batch_tokens), data)
-    probe = training.windows(steps)[:, :-1]  # unseen by the updates
+    training = Training([first_steps(run, steps=steps, batch_tokens=run.hparams.batch_tokens)], data)
+    probe = training.windows(steps)[0, :, :-1]  # unseen by the updates
     points: list[CoordPoint] = []
 
     def record(step: int, name: str, activation: Tensor) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from proxy_models.diagnostics import Diagnostic
+from proxy_models.optimizers import OptimizerState
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,5 +25,11 @@ class MemberState:
     optimizer: Mapping[str, Mapping[str, Tensor]]  # by parameter's name, then the rule's name for it
     births: Mapping[str, int]  # by parameter's name: the step count at which its optimizer state began
     phase: int  # index of the optimizer, of a switched one
-    train_seconds: float
+    train_seconds: float  # of the run's own
+    inherited_steps: int = 0  # updates that another run made, whose state this one went on from
     diagnostics: tuple[Diagnostic, ...] = ()
+
+    @property
+    def optimizer_state(self) -> OptimizerState:
+        """What an optimizer loads."""
+        return OptimizerState(tensors=self.optimizer, births=self.births, phase=self.phase)

@@ -64,8 +64,13 @@ def _generator(seed: int, name: str) -> torch.Generator:
 
 def parameters_of(layouts: Sequence[Stack], weights: Sequence[Tensor], member: int) -> dict[str, Tensor]:
     """One member's parameters by name, as views that carry gradients back to the stacks."""
+    return by_name(layouts, [weight[member] for weight in weights])
+
+
+def by_name(layouts: Sequence[Stack], tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    """One member's tensors, (layers, ...) for each stack, taken apart by the parameters' names."""
     return {
-        name: parameter
-        for stack, weight in zip(layouts, weights, strict=True)
-        for name, parameter in zip(stack.names, weight[member].unbind(0), strict=True)
+        name: tensor
+        for stack, tensors_of_stack in zip(layouts, tensors, strict=True)
+        for name, tensor in zip(stack.names, tensors_of_stack.unbind(0), strict=True)
     }

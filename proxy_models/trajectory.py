@@ -24,7 +24,8 @@ from proxy_models.config import RunConfig
 from proxy_models.data import TokenData
 from proxy_models.roles import Role
 from proxy_models.stacks import Stack
-from proxy_models.train import Training, train
+from proxy_models.train import Job, Watch, train
+from proxy_models.training import Training
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,9 +127,8 @@ def decompose_run(
 ) -> Decomposition | None:
     """Train a run and take its change of the loss apart; None if it diverges."""
     follower = _Follower(run, following)
-    (outcome,) = train(
-        [run], data, on_step=(lambda _, done: on_step(done)) if on_step else None, follow=follower.follow
-    )
+    on_member_step = (lambda member, done, loss: on_step(done)) if on_step else None
+    ((_, outcome),) = train([Job(run=run)], data, watch=Watch(on_step=on_member_step, follow=follower.follow))
     if outcome.validation_loss is None:
         return None
     assert follower.training is not None

@@ -1,5 +1,6 @@
 """Tiny runs and tokens for tests of proxy_models."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -7,7 +8,9 @@ import numpy as np
 
 from proxy_models.config import HParams, ModelConfig, RunConfig
 from proxy_models.data import TokenData
+from proxy_models.mode import EAGER_LOOP, Mode
 from proxy_models.optimizer_config import AdamW, OptimizerConfig
+from proxy_models.train import Job, TrainOutcome, Watch, train
 
 
 def tiny_run(
@@ -30,6 +33,18 @@ def tiny_run(
 
 def with_hparams(run: RunConfig, **changes: Any) -> RunConfig:
     return replace(run, hparams=replace(run.hparams, **changes))
+
+
+def outcomes(
+    runs: Sequence[RunConfig],
+    data: TokenData,
+    *,
+    mode: Mode = EAGER_LOOP,
+    watch: Watch = Watch(),  # noqa: B008
+) -> list[TrainOutcome]:
+    """What each run gave, in their order."""
+    found = dict(train([Job(run=run) for run in runs], data, mode=mode, watch=watch))
+    return [found[index] for index in range(len(runs))]
 
 
 def cyclic_data(*, vocab_size: int = 64, n: int = 4000, seed: int = 11) -> TokenData:

@@ -32,7 +32,7 @@ from proxy_models.optimizer_config import (
     Switch,
 )
 from proxy_models.roles import Role
-from proxy_models.train import Training
+from proxy_models.training import Training
 from tests.proxy_helpers import cyclic_data, tiny_run, with_hparams
 
 WIDTHS = (32, 64, 128, 256)
@@ -133,8 +133,8 @@ def _moved(name: str, width: int, seed: int, role: Role) -> float:
     only = still if role is Role.HIDDEN else {f"{role.value}_lr_ratio": 1e9}
     log2_lr = log2_lr if role is Role.HIDDEN else log2_lr - np.log2(1e9)
     run = _run(optimizer, log2_lr, width, seed, tied=False, readout_init_gain=1.0, clip_norm=None, **only)
-    training = Training(run, cyclic_data())
-    probe = training.windows(99)[:, :-1]
+    training = Training([run], cyclic_data())
+    probe = training.windows(99)[0, :, :-1]
     tap = {Role.HIDDEN: "block1.residual", Role.EMBEDDING: "embedding"}[role]
 
     def activation() -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Diagnostics against numpy on planted updates, through a real run, its store and its figure."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from proxy_models.diagnostics import Diagnostic, diagnose
 from proxy_models.optimizer_config import AdamW, Dion, GaLore, Muon, NorMuon, PlainOptimizerConfig, Scale
 from proxy_models.optimizers import Optimizer, Update
 from proxy_models.stacks import build_model, initialize, layout
-from proxy_models.train import train
+from proxy_models.train import Watch
 from sweeps.local_backend import LocalBackend
+from sweeps.pack import make_packs
 from sweeps.run import run_sweep
 from sweeps.store import ResultStore
-from tests.proxy_helpers import cyclic_data, tiny_run
+from tests.proxy_helpers import cyclic_data, outcomes, tiny_run
 from tests.sweep_helpers import write_sweep
 
 UPDATES = {"update_rms", "update_spectral_norm"}
@@ -99,7 +101,7 @@ def test_what_a_zero_momentum_has_not_is_left_out() -> None:
 
 def test_recording_changes_no_number_and_follows_the_interval() -> None:
     run, data = tiny_run(optimizer=Muon(), width=32), cyclic_data()
-    (plain,), (observed,) = train([run], data), train([run], data, diagnose_every=4)
+    (plain,), (observed,) = outcomes([run], data), outcomes([run], data, watch=Watch(diagnose_every=4))
     assert observed.validation_loss == plain.validation_loss
     assert observed.curve_losses == plain.curve_losses
     assert plain.diagnostics == ()
@@ -119,8 +121,7 @@ def test_a_spec_asks_and_the_folder_holds_them(tmp_path: Path) -> None:
             data_source=spec.data_source(),
             backend=LocalBackend(),
             workers=1,
-            pack_size=2,
-            diagnose_every=every,
+            pack=partial(make_packs, size=2, diagnose_every=every),
             on_event=lambda event: None,
         )
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from proxy_models.data import load_data
-from proxy_models.train import train
 from sweeps.spec import load_spec, run_config
 from sweeps.worker import prepare_process
+from tests.proxy_helpers import outcomes
 
 SPEC = Path(__file__).parents[1] / "sweeps" / "specs" / "scale_ablation.toml"
 
@@ -20,7 +20,7 @@ def loss(optimizer: str, seed: int) -> float:
     spec = load_spec(SPEC)
     run = run_config(spec, optimizer, width=32, seed=seed, overrides={"lr": 2.0**-6})
     data = load_data(spec.data_source(), vocab_size=run.model.vocab_size, seq_len=run.model.seq_len)
-    (outcome,) = train([run], data)
+    (outcome,) = outcomes([run], data)
     assert outcome.validation_loss is not None
     return outcome.validation_loss
 

@@ -13,8 +13,9 @@ from proxy_models.data import batch, validation_windows
 from proxy_models.optimizer_config import AdamW, Muon, OptimizerConfig, Scale
 from proxy_models.parametrization import scale_role
 from proxy_models.schedule import schedule_factor
-from proxy_models.train import Training, train
-from tests.proxy_helpers import cyclic_data, tiny_run, with_hparams
+from proxy_models.train import Watch
+from proxy_models.training import Training
+from tests.proxy_helpers import cyclic_data, outcomes, tiny_run, with_hparams
 
 DATA = cyclic_data()
 TIMES = ("train_seconds", "tokens_per_second", "flops_utilization")
@@ -25,8 +26,8 @@ def test_same_trial_same_number_and_it_learns(optimizer: OptimizerConfig) -> Non
     """Alone or in any place of a pack, bitwise; and well below the loss of guessing."""
     run = tiny_run(optimizer=optimizer, train_tokens=6400, hparams={"lr": 0.02})
     other = replace(run, seed=8)
-    alone = [next(train([r], DATA)) for r in (run, other)]
-    together = list(train([other, run], DATA))[::-1]
+    alone = [outcome for r in (run, other) for outcome in outcomes([r], DATA)]
+    together = outcomes([other, run], DATA)[::-1]
     for a, b in zip(alone, together, strict=True):
         assert {k: v for k, v in asdict(a).items() if k not in TIMES} == {
             k: v for k, v in asdict(b).items() if k not in TIMES
@@ -40,14 +41,14 @@ def test_same_trial_same_number_and_it_learns(optimizer: OptimizerConfig) -> Non
 
 def test_validation_loss_and_its_standard_error_are_those_of_the_held_out_windows() -> None:
     run = tiny_run(train_tokens=640)
-    training = Training(run, DATA)
+    training = Training([run], DATA)
     for _ in range(run.steps):
         training.step()
     windows = torch.from_numpy(validation_windows(DATA, validation_tokens=256, seq_len=16))
     with torch.no_grad():
         logits = training.forward(windows[:, :-1]).double()
     per_sequence = F.cross_entropy(logits.transpose(1, 2), windows[:, 1:], reduction="none").mean(1)
-    loss, se = training.validate()
+    ((loss, se),) = training.validate()
     assert len(windows) == 16
     assert loss == pytest.approx(per_sequence.mean().item(), rel=1e-6)
     assert se == pytest.approx(np.std(per_sequence.numpy(), ddof=1) / 4, rel=1e-5)
@@ -55,7 +56,7 @@ def test_validation_loss_and_its_standard_error_are_those_of_the_held_out_window
 
 def test_divergence_is_reported_not_raised() -> None:
     run = tiny_run(hparams={"lr": 1e4, "clip_norm": None}, train_tokens=6400)
-    outcome = next(train([run], DATA))
+    (outcome,) = outcomes([run], DATA)
     assert outcome.diverged_step is not None
     assert outcome.diverged_step < 100
     assert outcome.validation_loss is None
@@ -65,7 +66,7 @@ def test_divergence_is_reported_not_raised() -> None:
 def test_a_run_that_ends_above_its_start_has_diverged() -> None:
     """Not exploding, but worse than guessing: no loss to fit."""
     data = replace(DATA, validation=DATA.validation[::-1].copy())  # what it learns is wrong there
-    outcome = next(train([tiny_run(train_tokens=6400, hparams={"lr": 0.05})], data))
+    (outcome,) = outcomes([tiny_run(train_tokens=6400, hparams={"lr": 0.05})], data)
     assert outcome.diverged_step == 100
     assert outcome.validation_loss is None
 
@@ -73,7 +74,7 @@ def test_a_run_that_ends_above_its_start_has_diverged() -> None:
 def test_progress_counts_every_step() -> None:
     seen: list[tuple[int, int]] = []
     runs = [tiny_run(train_tokens=192), tiny_run(train_tokens=192, seed=1)]
-    list(train(runs, DATA, on_step=lambda member, done: seen.append((member, done))))
+    outcomes(runs, DATA, watch=Watch(on_step=lambda member, done, loss: seen.append((member, done))))
     assert seen == [(0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (1, 3)]
 
 
@@ -103,7 +104,7 @@ def test_the_schedule_multiplies_each_groups_own_peak() -> None:
     moved = []
     for warmup in (0, 64 * 2):  # factor of the first step: 1, then 1/4
         run = tiny_run(hparams={"warmup_tokens": warmup, "embedding_lr_ratio": 5.0, "eps": 1e-30, "clip_norm": None})
-        training = Training(run, DATA)
+        training = Training([run], DATA)
         before = [w.detach().clone() for w in training.weights]
         training.step()
         moved.append([(w.detach() - b).abs().max().item() for w, b in zip(training.weights, before, strict=True)])
@@ -118,6 +119,6 @@ def test_every_learning_rate_sees_the_same_data() -> None:
     first, second = (batch(DATA, seed=4, step=step, batch_tokens=64, seq_len=16) for step in (0, 1))
     assert first.shape == (4, 17)
     assert not np.array_equal(first, second)
-    low, high = (Training(tiny_run(hparams={"lr": lr}), DATA) for lr in (0.001, 0.1))
+    low, high = (Training([tiny_run(hparams={"lr": lr})], DATA) for lr in (0.001, 0.1))
     low.step()
     assert torch.equal(low.windows(7), high.windows(7))

@@ -29,9 +29,10 @@ from proxy_models.checks import ConfigError
 from proxy_models.optimizer_config import AdamW, Muon
 from proxy_models.roles import Role
 from proxy_models.stacks import Stack
-from proxy_models.train import Training, train
+from proxy_models.train import Watch
+from proxy_models.training import Training
 from proxy_models.trajectory import Following, alignment_eigenvalues, decompose_run, top_parts
-from tests.proxy_helpers import cyclic_data, tiny_run
+from tests.proxy_helpers import cyclic_data, outcomes, tiny_run
 from tests.transfer_helpers import write_tiny
 from transfer import cli_trajectory
 from transfer.labs.trajectory import kinds
@@ -99,8 +100,8 @@ def test_parts_are_those_of_the_iterates(optimizer: Any) -> None:
     run = tiny_run(optimizer=optimizer, width=24)
     found = decompose_run(run, DATA, following=following())
     assert found is not None
-    training = Training(run, DATA)
-    windows = torch.cat([training.windows(step) for step in (10, 11, 12)])
+    training = Training([run], DATA)
+    windows = torch.cat([training.windows(step) for step in (10, 11, 12)], dim=1)
     weights, gradients, losses = [], [], []
     for done in range(11):
         loss, gradient = training.gradients(windows, training.weights)
@@ -151,8 +152,8 @@ def test_the_sum_tends_to_the_change_of_the_loss() -> None:
 def test_following_changes_no_number_and_sees_every_iterate() -> None:
     run, seen = tiny_run(optimizer=Muon()), []
     (plain,), (followed,) = (
-        train([run], DATA),
-        train([run], DATA, follow=lambda training, done: seen.append((done, training.optimizer.step_count))),
+        outcomes([run], DATA),
+        outcomes([run], DATA, watch=Watch(follow=lambda training, done: seen.append((done, training.step_count)))),
     )
     assert seen == [(step, step) for step in range(11)]
     assert (followed.curve_losses, followed.validation_loss) == (plain.curve_losses, plain.validation_loss)

@@ -22,7 +22,7 @@ from proxy_models.modules import Matrix, roles
 from proxy_models.optimizer_config import Muon
 from proxy_models.roles import Role
 from proxy_models.stacks import build_model, initialize, layout, parameters_of
-from proxy_models.train import Training
+from proxy_models.training import Training
 from proxy_models.transformer import rotary_table, rotate
 from tests.proxy_helpers import cyclic_data, tiny_run
 
@@ -48,10 +48,10 @@ def test_parameter_counts_are_the_modules(model: dict[str, Any]) -> None:
 @pytest.mark.parametrize("model", MODELS, ids=str)
 def test_flops_are_what_torch_counts(model: dict[str, Any]) -> None:
     run = tiny_run(width=32, model=model)
-    training = Training(run, cyclic_data())
+    training = Training([run], cyclic_data())
     # The counter does not know the fused CPU kernel; the plain one is two matrix products.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as forward, torch.no_grad():
-        training.forward(training.windows(0)[:, :-1])
+        training.forward(training.windows(0)[0, :, :-1])
     assert forward.get_total_flops() == pytest.approx(forward_flops_per_token(run.model) * 64, rel=1e-6)
     assert training_flops(run) == pytest.approx(3 * forward_flops_per_token(run.model) * 640)
 
@@ -61,7 +61,7 @@ def test_flops_are_what_torch_counts(model: dict[str, Any]) -> None:
 def test_activation_bytes_are_what_autograd_saves(model: dict[str, Any], width: int) -> None:
     """Distinct storages saved for the backward pass, without the weights themselves. Within 15 %."""
     run = tiny_run(width=width, model={**model, "seq_len": 64}, hparams={"batch_tokens": 256}, train_tokens=512)
-    training = Training(run, cyclic_data())
+    training = Training([run], cyclic_data())
     weights = {w.untyped_storage().data_ptr() for w in training.weights}
     saved: dict[int, int] = {}
 
@@ -72,14 +72,14 @@ def test_activation_bytes_are_what_autograd_saves(model: dict[str, Any], width: 
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = training._losses(training.windows(0))
+        loss = training.program.losses(training.windows(0)[0], training.weights)
     assert activation_bytes(run) == pytest.approx(sum(saved.values()), rel=0.15)
-    assert loss.shape == (4,)
+    assert loss.shape == (1, 4)
 
 
 def test_training_bytes_adds_weights_gradients_and_state() -> None:
     run = tiny_run(optimizer=Muon(), width=32)
-    training = Training(run, cyclic_data())
+    training = Training([run], cyclic_data())
     state = sum(t.numel() for s in training.optimizer.states for t in s.values())
     weights = sum(w.numel() for w in training.weights)
     assert training_bytes(run) - activation_bytes(run) == 4 * (2 * weights + state)
@@ -87,8 +87,8 @@ def test_training_bytes_adds_weights_gradients_and_state() -> None:
 
 def test_a_token_never_sees_the_future() -> None:
     run = tiny_run(hparams={"readout_init_gain": 1.0})
-    training = Training(run, cyclic_data())
-    tokens = training.windows(0)[:, :-1]
+    training = Training([run], cyclic_data())
+    tokens = training.windows(0)[0, :, :-1]
     changed = tokens.clone()
     changed[:, 9:] = (changed[:, 9:] + 7) % 64
     before, after = training.forward(tokens), training.forward(changed)
@@ -110,9 +110,9 @@ def test_rotary_products_depend_on_distance_alone() -> None:
 
 def test_attention_logits_scale_as_one_over_head_dim() -> None:
     run = tiny_run(model={"attention_multiplier": 3.0, "qk_norm": True})
-    training = Training(run, cyclic_data())
+    training = Training([run], cyclic_data())
     seen: dict[str, torch.Tensor] = {}
-    training.forward(training.windows(0)[:, :-1], seen.__setitem__)
+    training.forward(training.windows(0)[0, :, :-1], seen.__setitem__)
     logits = seen["block0.attention_logits"]
     # Normalized queries and keys have length sqrt(head_dim), so a token's own logit cannot pass the multiplier.
     assert logits.abs().max() <= 3.0 * (1 + 1e-4)

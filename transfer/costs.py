@@ -77,9 +77,9 @@ def costs(trials: Sequence[tuple[str, Trial]], data: TokenData) -> list[Cost]:
 
 def _seconds_per_flop(run: RunConfig, data: TokenData, *, steps: int = 4) -> float:
     """Fastest of a few training steps on one core, over its FLOPs. The first step warms up."""
-    from proxy_models.train import Training
+    from proxy_models.training import Training
 
-    training = Training(run, data)
+    training = Training([run], data)
     seconds = []
     for _ in range(steps):
         start = time.perf_counter()

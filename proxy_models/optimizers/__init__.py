@@ -3,6 +3,7 @@
 from proxy_models.optimizers.optimizer import (
     Observe,
     Optimizer,
+    OptimizerState,
     Stepper,
     SwitchingOptimizer,
     Update,
@@ -14,6 +15,7 @@ from proxy_models.optimizers.update_rules import update_rule
 __all__ = [
     "Observe",
     "Optimizer",
+    "OptimizerState",
     "Stepper",
     "SwitchingOptimizer",
     "Update",

@@ -4,8 +4,8 @@ Clipping, decoupled weight decay and the schedule are the same for every optimiz
 a rule gives only the direction.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import torch
@@ -40,6 +40,15 @@ class Update:
 Observe = Callable[[Update], None]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerState:
+    """One member's, by parameter: tensors on the CPU, its own, without the axes of members and layers."""
+
+    tensors: Mapping[str, Mapping[str, Tensor]]  # parameter -> the rule's name -> tensor
+    births: Mapping[str, int]  # parameter -> the step count at which its state began
+    phase: int = 0  # index of the optimizer, of a switched one
+
+
 class Stepper(Protocol):
     """What a training loop needs of an optimizer."""
 
@@ -48,6 +57,18 @@ class Stepper(Protocol):
 
     def step(self, gradients: Sequence[Tensor], schedule_factors: Tensor, observe: Observe | None = None) -> None:
         """One update in place. `schedule_factors` (members,) multiplies each group's own peak."""
+        ...
+
+    def keep(self, members: Sequence[int], weights: Sequence[Tensor]) -> None:
+        """Go on with some members alone, whose weights are these."""
+        ...
+
+    def state(self, member: int) -> OptimizerState:
+        """One member's state, which `load` takes in any pack of its shape."""
+        ...
+
+    def load(self, states: Sequence[OptimizerState], step_count: int) -> None:
+        """Take up the states of all members, each after as many steps, begun at the same ones."""
         ...
 
 
@@ -120,6 +141,41 @@ class Optimizer:
             lr=lr,
         )
 
+    def keep(self, members: Sequence[int], weights: Sequence[Tensor]) -> None:
+        """See `Stepper`."""
+        index = list(members)
+        self.weights = list(weights)
+        self.parts = [_parts(weight) for weight in weights]
+        self.states = [{key: tensor[index] for key, tensor in state.items()} for state in self.states]
+        self.peak_lrs = [lr[index] for lr in self.peak_lrs]
+        self.weight_decays = [decay[index] for decay in self.weight_decays]
+        self.coefficients = [
+            Coefficients(**{field.name: getattr(c, field.name)[index] for field in fields(c)})
+            for c in self.coefficients
+        ]
+        self.clip_norms = self.clip_norms[index]
+
+    def state(self, member: int) -> OptimizerState:
+        """See `Stepper`."""
+        tensors: dict[str, dict[str, Tensor]] = {}
+        births: dict[str, int] = {}
+        for stack, state, birth in zip(self.layouts, self.states, self.births, strict=True):
+            for layer, name in enumerate(stack.names):
+                tensors[name] = {key: tensor[member, layer].cpu().clone() for key, tensor in state.items()}
+                births[name] = birth
+        return OptimizerState(tensors=tensors, births=births)
+
+    @torch.no_grad()
+    def load(self, states: Sequence[OptimizerState], step_count: int) -> None:
+        """See `Stepper`."""
+        self.step_count = step_count
+        for i, stack in enumerate(self.layouts):
+            (self.births[i],) = {state.births[name] for state in states for name in stack.names}
+            for key, tensor in self.states[i].items():
+                for member, state in enumerate(states):
+                    for layer, name in enumerate(stack.names):
+                        tensor[member, layer] = state.tensors[name][key].to(tensor.device)
+
     def take_over(self, before: "Optimizer", *, keep_states: bool) -> None:
         """Go on where another optimizer of the same stacks stopped.
 
@@ -145,6 +201,7 @@ class SwitchingOptimizer:
         assert isinstance(switch, Switch)
         self.keep_states = switch.states == "keep"
         self.current, self.next = (Optimizer(layouts, weights, [phase[i][1] for phase in phases]) for i in range(2))
+        self.phase = 0
 
     @property
     def step_count(self) -> int:
@@ -152,10 +209,26 @@ class SwitchingOptimizer:
 
     def step(self, gradients: Sequence[Tensor], schedule_factors: Tensor, observe: Observe | None = None) -> None:
         """See `Stepper`."""
-        if self.current.step_count == self.switch_step:
+        if self.phase == 0 and self.current.step_count == self.switch_step:
             self.next.take_over(self.current, keep_states=self.keep_states)
-            self.current = self.next
+            self.current, self.phase = self.next, 1
         self.current.step(gradients, schedule_factors, observe)
+
+    def keep(self, members: Sequence[int], weights: Sequence[Tensor]) -> None:
+        """See `Stepper`."""
+        for optimizer in {id(phase): phase for phase in (self.current, self.next)}.values():
+            optimizer.keep(members, weights)
+
+    def state(self, member: int) -> OptimizerState:
+        """See `Stepper`."""
+        return replace(self.current.state(member), phase=self.phase)
+
+    def load(self, states: Sequence[OptimizerState], step_count: int) -> None:
+        """See `Stepper`."""
+        (self.phase,) = {state.phase for state in states}
+        if self.phase == 1:
+            self.current = self.next
+        self.current.load(states, step_count)
 
 
 def clip_factors(gradients: Sequence[Tensor], clip_norms: Tensor) -> Tensor:

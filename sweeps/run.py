@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Protocol
 
-from sweeps.pack import Pack
+from sweeps.checkpoints import fork_file, remove_forks
+from sweeps.pack import Fork, Pack
 from sweeps.store import ResultStore
 from sweeps.trial import Trial, TrialResult, TrialStatus
+from sweeps.trunk import plan_packs, plan_tree
 
 if TYPE_CHECKING:
     from proxy_models.data import DataSource
@@ -116,7 +118,7 @@ def run_sweep(
 ) -> SweepOutcome:
     """Train what has no result yet, trying each trial up to `max_attempts` times.
 
-    `pack` groups what is missing at each attempt.
+    `pack` groups what is missing at each attempt; what trials share at their beginning is trained once.
 
     Raises:
         Interrupted: SIGINT or SIGTERM.
@@ -128,12 +130,16 @@ def run_sweep(
     todo = pending(trials, done)
     planned = len(pending(trials, {}))
     reused = planned - len(todo)
+
+    def has_state(fork: Fork) -> bool:
+        return fork_file(store.folder, fork).exists()
+
     for attempt in range(1, max_attempts + 1):
         if not todo:
             break
         with raising_interrupted():
             backend.execute(
-                pack(todo),
+                plan_packs(todo, pack, trained=_trained(trials, done), has_state=has_state),
                 store=store,
                 data_source=data_source,
                 workers=workers,
@@ -141,6 +147,8 @@ def run_sweep(
             )
         done = store.read()
         todo = pending(todo, done)
+        tree = plan_tree(todo, trained=_trained(trials, done), has_state=has_state)
+        remove_forks(store.folder, keep=set(tree.starts.values()))
         errors = store.last_errors() if todo else {}
         for trial in todo:
             error = errors.get(trial.trial_id, NO_TRACE)
@@ -150,6 +158,10 @@ def run_sweep(
         reused=reused,
         seconds=time.monotonic() - start,
     )
+
+
+def _trained(trials: Sequence[Trial], done: Mapping[str, TrialResult]) -> tuple[Trial, ...]:
+    return tuple(trial for trial in trials if trial.trial_id in done)
 
 
 def _failed(trial: Trial, store: ResultStore) -> TrialResult:

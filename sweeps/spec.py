@@ -5,7 +5,7 @@ Loads neither torch nor ray nor pandas: a command that only reads a spec starts 
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from proxy_models.checks import ConfigError
 from proxy_models.config import HParams, ModelConfig, RunConfig, first_steps
 from proxy_models.optimizer_config import Scale
 from proxy_models.parametrization import refuse_overshooting_decay
-from sweeps.spec_errors import SpecError, config_error, require
+from sweeps.spec_errors import SpecError, config_error, require, shown
 from sweeps.spec_file import read_section
 from sweeps.spec_models import RunSection, SweepSpec, TargetSpec
 from sweeps.trial import Trial
@@ -98,6 +98,8 @@ def run_config(
 ) -> RunConfig:
     """One run at any width. `overrides` are HParams fields; an axis they leave open takes its middle value.
 
+    Without `train_tokens` it is of the longest horizon.
+
     Raises:
         ConfigError: no such run can be, for example a width that is no multiple of head_dim, or a weight decay
             that overshoots.
@@ -105,12 +107,17 @@ def run_config(
     own = spec.optimizers[optimizer]
     middles = {name: values[(len(values) - 1) // 2] for name, values in axes_of(spec, optimizer).items()}
     run = spec.run
+    horizon = run.longest if train_tokens is None else train_tokens
+    hparams = HParams(**{**spec.hparams, **own.hparams, **middles, **(overrides or {})})
+    if run.decay_frac is not None:
+        batches = max(1, round(run.decay_frac * horizon / hparams.batch_tokens))
+        hparams = replace(hparams, decay_tokens=batches * hparams.batch_tokens)
     config = RunConfig(
         model=ModelConfig(width=width, **spec.model),
         optimizer=own.config,
-        hparams=HParams(**{**spec.hparams, **own.hparams, **middles, **(overrides or {})}),
+        hparams=hparams,
         base_width=run.base_width,
-        train_tokens=run.train_tokens if train_tokens is None else train_tokens,
+        train_tokens=horizon,
         validation_tokens=run.validation_tokens,
         seed=seed,
         parametrization=run.parametrization,
@@ -134,7 +141,7 @@ def _refuse_tied_readout_momentum(run: RunConfig) -> None:
 
 
 def run_configs(spec: SweepSpec) -> tuple[RunConfig, ...]:
-    """The whole grid: optimizer, then width, then the axes in the order of HParams, then seed.
+    """The whole grid: optimizer, then width, horizon, the axes in the order of HParams, and seed.
 
     Raises:
         SpecError: a run that cannot be, with the key that made it so.
@@ -173,10 +180,11 @@ def plan_trials(spec: SweepSpec, data_fingerprint: str) -> tuple[Trial, ...]:
 
 def _grid_of(spec: SweepSpec, optimizer: str, widths: Sequence[int]) -> Iterator[RunConfig]:
     axes = axes_of(spec, optimizer)
-    for width, values, seed in itertools.product(widths, itertools.product(*axes.values()), spec.run.seeds):
+    grid = itertools.product(widths, spec.run.train_tokens, itertools.product(*axes.values()), spec.run.seeds)
+    for width, horizon, values, seed in grid:
         overrides = dict(zip(axes, values, strict=True))
         try:
-            yield run_config(spec, optimizer, width=width, seed=seed, overrides=overrides)
+            yield run_config(spec, optimizer, width=width, seed=seed, overrides=overrides, train_tokens=horizon)
         except ConfigError as error:
             raise config_error(spec.file, _key_of(spec, optimizer, _field_of(error)), error) from None
 
@@ -209,8 +217,10 @@ def _key_of(spec: SweepSpec, optimizer: str, field: str) -> str:
 def _check_optimizers(spec: SweepSpec) -> None:
     require(bool(spec.optimizers), spec.file, "optimizers", "is empty. Add a table: [optimizers.adamw].")
     _check_disjoint(spec, "", spec.hparams, spec.axes)
+    _check_decay(spec, "", spec.hparams, spec.axes)
     for name, own in spec.optimizers.items():
         _check_disjoint(spec, f"optimizers.{name}.", own.hparams, own.axes)
+        _check_decay(spec, f"optimizers.{name}.", own.hparams, own.axes)
         values = axes_of(spec, name).get("lr", ())
         require(
             len(values) >= MIN_LR_VALUES,
@@ -222,9 +232,16 @@ def _check_optimizers(spec: SweepSpec) -> None:
 
 
 def _check_search(spec: SweepSpec) -> None:
-    """A search that adapts does so in the learning rate, which then is the only axis of every optimizer."""
+    """A search that adapts does so in lr, which then is the only axis of every optimizer, at one horizon."""
     if spec.search.method == "grid":
         return
+    require(
+        len(spec.run.train_tokens) == 1,
+        spec.file,
+        "search.method",
+        f'must be "grid" where run.train_tokens has several horizons, got "{spec.search.method}" with '
+        f"{list(spec.run.train_tokens)}. Change it, or give run.train_tokens one number.",
+    )
     owners: dict[RunConfig, str] = {}
     for optimizer in spec.optimizers:
         for axis in sorted(axes_of(spec, optimizer).keys() - {"lr"}):
@@ -250,6 +267,18 @@ def _check_disjoint(
         raise SpecError(
             f"{spec.file}: {prefix}hparams.{name}: must not be an axis as well ({prefix}axes.{name}), "
             f"got {hparams[name]} here. Remove one of the two."
+        )
+
+
+def _check_decay(spec: SweepSpec, prefix: str, hparams: Mapping[str, Any], axes: Mapping[str, Any]) -> None:
+    """The length of the decay is said once."""
+    for table, keys in (("hparams", hparams), ("axes", axes)):
+        require(
+            spec.run.decay_frac is None or "decay_tokens" not in keys,
+            spec.file,
+            f"{prefix}{table}.decay_tokens",
+            f"must not be given beside run.decay_frac, which sets it, got {shown(keys.get('decay_tokens'))}. "
+            "Remove one of the two.",
         )
 
 

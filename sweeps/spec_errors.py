@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 # Steps of a pydantic location that are no keys of the file stand in angle brackets.
-RANGE_TAG, LIST_TAG = "<log2 range>", "<list>"
+RANGE_TAG, LIST_TAG, NUMBER_TAG = "<log2 range>", "<list>", "<number>"
 
 _Section = TypeVar("_Section", bound=BaseModel)
 

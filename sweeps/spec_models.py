@@ -11,7 +11,7 @@ from proxy_models.config import Parametrization, ScheduleName, WeightDecayInvari
 from proxy_models.mode import Dtype
 from sweeps.spec_file import FileSection, Section
 from sweeps.spec_optimizers import OptimizersTable
-from sweeps.spec_types import AxesTable, HParamsTable, ModelTable, Seeds, Widths
+from sweeps.spec_types import AxesTable, Horizons, HParamsTable, ModelTable, Seeds, Widths
 
 if TYPE_CHECKING:
     from proxy_models.data import DataSource
@@ -38,16 +38,30 @@ class DataSection(Section):
 
 
 class RunSection(Section):
-    """What all runs share, and the widths and seeds of the grid."""
+    """What all runs share, and the widths, horizons and seeds of the grid."""
 
     parametrization: Parametrization = "mup"
     base_width: int = Field(ge=1)
     widths: Widths
     seeds: Seeds
-    train_tokens: int = Field(ge=1)
+    train_tokens: Horizons  # a number in the file is a horizon of its own
     validation_tokens: int = Field(ge=1)
     schedule: ScheduleName = "wsd"
+    decay_frac: float | None = Field(default=None, gt=0, le=1)  # of train_tokens: decay_tokens, in whole batches
     weight_decay_invariant: WeightDecayInvariant = "lr_wd"
+
+    @model_validator(mode="after")
+    def _decay_frac_goes_with_wsd(self) -> Self:
+        if self.decay_frac is not None and self.schedule != "wsd":
+            raise ValueError(
+                f'decay_frac goes with schedule = "wsd", got schedule = "{self.schedule}". Remove decay_frac.'
+            )
+        return self
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest horizon, whose trials the fits are of."""
+        return max(self.train_tokens)
 
 
 class CheckSection(Section):

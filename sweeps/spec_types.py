@@ -9,7 +9,7 @@ from pydantic import GetCoreSchemaHandler as Handler
 from pydantic_core import CoreSchema, core_schema
 
 from proxy_models.config import HParams, ModelConfig
-from sweeps.spec_errors import LIST_TAG, RANGE_TAG, as_table, refuse_unknown_keys
+from sweeps.spec_errors import LIST_TAG, NUMBER_TAG, RANGE_TAG, as_table, refuse_unknown_keys
 
 Value = TypeVar("Value")
 # strict: a number in quotes is a text, 1.5 is no whole number, true is no number; 1 may stand for 1.0
@@ -95,6 +95,19 @@ def field_types(record: type, *, without: tuple[str, ...] = ()) -> dict[str, Any
     return {field.name: _toml_type(hints[field.name]) for field in fields(record) if field.name not in without}
 
 
+class _OneOrSeveral:
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Handler) -> CoreSchema:
+        tokens: Any = Annotated[int, Field(ge=1)]
+        listed: Any = Annotated[tuple[tokens, ...], Strict(False), AfterValidator(distinct), Tag(LIST_TAG)]
+        one: Any = Annotated[tokens, AfterValidator(lambda value: (value,)), Tag(NUMBER_TAG)]
+        return handler.generate_schema(Annotated[Union[one, listed], Discriminator(_number_or_list)])  # noqa: UP007
+
+
+def _number_or_list(value: Any) -> str:
+    return LIST_TAG if isinstance(value, list) else NUMBER_TAG
+
+
 class _HParamsTable:
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Handler) -> CoreSchema:
@@ -113,6 +126,7 @@ class _ModelTable:
         return table_schema(field_types(ModelConfig, without=("width",)), handler)
 
 
+Horizons = Annotated[tuple[int, ...], _OneOrSeveral]  # a number, or a list of several
 HParamsTable = Annotated[dict[str, Any], _HParamsTable]  # fixed values by field name
 AxesTable = Annotated[dict[str, tuple[Any, ...]], _AxesTable]  # values by field name
 ModelTable = Annotated[dict[str, Any], _ModelTable]  # ModelConfig fields but width

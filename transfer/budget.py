@@ -250,6 +250,8 @@ def snippet(spec: SweepSpec, optimizer: str, design: Design, target: TargetSpec 
     ]
     if design.kind == "direct" and target is not None and target.train_tokens is not None:
         lines.append(f"train_tokens = {target.train_tokens:_}")
+    elif len(spec.run.train_tokens) > 1:
+        lines.append(f"train_tokens = {spec.run.longest:_}")
     lines += ["", f"[optimizers.{optimizer}.axes]"]
     for name, values in tuned_axes(spec, optimizer).items():
         low, high = _edges(values)
@@ -500,7 +502,7 @@ def _rate_caveats(spec: SweepSpec, rates: TransferRates, fitted_spec: SweepSpec 
         )
     if fitted_spec is not None:
         mine, theirs = (
-            {"model": s.model, "hparams": s.hparams, "data": s.data, "train_tokens": s.run.train_tokens,
+            {"model": s.model, "hparams": s.hparams, "data": s.data, "train_tokens": s.run.longest,
              "parametrization": s.run.parametrization} for s in (spec, fitted_spec)
         )  # fmt: skip
         differing = [name for name in mine if mine[name] != theirs[name]]
@@ -519,9 +521,9 @@ def _rate_caveats(spec: SweepSpec, rates: TransferRates, fitted_spec: SweepSpec 
 def _caveats(
     spec: SweepSpec, optimizer: str, designs: Sequence[Design], budget: float | None, target: TargetSpec | None
 ) -> Iterator[str]:
-    if target is not None and target.train_tokens not in (None, spec.run.train_tokens):
+    if target is not None and target.train_tokens not in (None, spec.run.longest):
         yield (
-            f"The target trains on {target.train_tokens:,} tokens and the proxies on {spec.run.train_tokens:,}; optima "
+            f"The target trains on {target.train_tokens:,} tokens and the proxies on {spec.run.longest:,}; optima "
             "are known to shift along the token horizon (arXiv:2409.19913), which no design here accounts for."
         )
     if budget is not None and designs[0].flops < budget / 2:

@@ -19,6 +19,7 @@ from proxy_models.optimizer_config import Switch
 from proxy_models.parametrization import scale_role, width_rule
 from proxy_models.roles import Role
 from sweeps.spec import SweepSpec, TargetSpec, run_config
+from transfer.horizons import horizons_note
 from transfer.plan import (
     SCHEMA_VERSION,
     Estimate,
@@ -264,9 +265,11 @@ def _caveats(
         )
     if spec.run.parametrization == "standard":
         yield "Under the standard parametrization optima move with width: a constant lr is not expected to transfer."
-    if target.train_tokens is not None and target.train_tokens != spec.run.train_tokens:
+    if note := horizons_note(spec):
+        yield note
+    if target.train_tokens is not None and target.train_tokens != spec.run.longest:
         yield (
-            f"The target trains on {target.train_tokens:,} tokens and the proxies on {spec.run.train_tokens:,}: the "
+            f"The target trains on {target.train_tokens:,} tokens and the proxies on {spec.run.longest:,}: the "
             "lr is not moved along the token horizon, where optima are known to shift (arXiv:2409.19913), and the "
             "expected loss holds for the proxies' tokens."
         )

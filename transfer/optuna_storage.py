@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 OPTUNA_LOG = "optuna.log"  # a journal: the same in SQLite took 18 times as long to write (97 s for 756 trials)
 
 
-def study_name(spec: SweepSpec, optimizer: str, width: int) -> str:
-    """Of the study of one optimizer at one width."""
-    return f"{spec.name}, {optimizer}, width {width}"
+def study_name(spec: SweepSpec, optimizer: str, width: int, train_tokens: int) -> str:
+    """Of the study of one optimizer at one width and, where the sweep has several, one horizon."""
+    horizon = f", {train_tokens} tokens" if len(spec.run.train_tokens) > 1 else ""
+    return f"{spec.name}, {optimizer}, width {width}{horizon}"
 
 
 def publish(folder: Path, spec: SweepSpec, results: Iterable[TrialResult], labels: Mapping[str, str]) -> Path:
-    """Write optuna.log, whole or not at all, and return it: one study for each optimizer and width.
+    """Write optuna.log, whole or not at all, and return it: one study for each optimizer, width and horizon.
 
     A trial has the swept hyperparameters as params, its validation loss as value, and as user attributes `trial_id`,
     `seed`, `width` and `status`. A diverged one is PRUNED, with `diverged_step`.
@@ -36,17 +37,18 @@ def publish(folder: Path, spec: SweepSpec, results: Iterable[TrialResult], label
     from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    groups: dict[tuple[str, int], list[TrialResult]] = defaultdict(list)
+    groups: dict[tuple[str, int, int], list[TrialResult]] = defaultdict(list)
     for result in results:
         if result.status is not TrialStatus.FAILED:
-            groups[labels[result.trial_id], result.trial.run.model.width].append(result)
+            run = result.trial.run
+            groups[labels[result.trial_id], run.model.width, run.train_tokens].append(result)
     file = folder / OPTUNA_LOG
     temporary = folder / f"{TEMPORARY_PREFIX}{file.stem}-{secrets.token_hex(4)}"
     try:
         storage = optuna.storages.JournalStorage(JournalFileBackend(str(temporary)))
-        for (optimizer, width), group in sorted(groups.items()):
+        for (optimizer, width, horizon), group in sorted(groups.items()):
             study = optuna.create_study(
-                storage=storage, study_name=study_name(spec, optimizer, width), direction="minimize"
+                storage=storage, study_name=study_name(spec, optimizer, width, horizon), direction="minimize"
             )
             for name, value in {"sweep": spec.name, "optimizer": optimizer, "width": width}.items():
                 study.set_user_attr(name, value)

@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from sweeps.trial import Trial, TrialResult, TrialStatus, canonical_json
 from transfer import folder as folders
 from transfer.console import Progress, say
 from transfer.execution import Execution, run_trials
+from transfer.horizons import horizons_note
 
 if TYPE_CHECKING:
     from analysis.fit import SweepFit
@@ -117,6 +118,17 @@ class Recorded:
     results: tuple[TrialResult, ...]  # of planned trials, in the plan's order
     others: tuple[TrialResult, ...]  # such as a target's
     labels: Mapping[str, str]  # planned trial id -> the optimizer's name in the spec
+    shorter: tuple[TrialResult, ...] = ()  # of planned trials that are left out above, for their horizon
+
+    def at_longest(self) -> "Recorded":
+        """The trials of the longest horizon."""
+        longest = max(trial.run.train_tokens for trial in self.planned)
+        return replace(
+            self,
+            planned=tuple(trial for trial in self.planned if trial.run.train_tokens == longest),
+            results=tuple(result for result in self.results if result.trial.run.train_tokens == longest),
+            shorter=tuple(result for result in self.results if result.trial.run.train_tokens < longest),
+        )
 
 
 def read_recorded(folder: Path, spec: SweepSpec) -> Recorded:
@@ -150,32 +162,43 @@ def status(folder: Path) -> Status:
 
 
 def fit(folder: Path) -> tuple["SweepFit", Recorded]:
-    """Fit the folder's sweep and write fits.json and losses.csv."""
+    """Fit the folder's sweep at its longest horizon and write fits.json and losses.csv; returns what was fitted."""
     import numpy as np
 
     from analysis.fit import fit_sweep
     from analysis.interval import FitError
 
     spec = folders.read_spec(folder)
-    recorded = read_recorded(folder, spec)
+    everything = read_recorded(folder, spec)
+    recorded = everything.at_longest()
     if not recorded.results:
-        raise FitError(f"{folder}: no results of the sweep '{spec.name}' yet. Run `mutransfer sweep` first.")
+        of = " at its longest horizon" if recorded.shorter else ""
+        raise FitError(f"{folder}: no results of the sweep '{spec.name}'{of} yet. Run `mutransfer sweep` first.")
+    if note := horizons_note(spec):
+        say(note)
     fitted = fit_sweep(
         recorded.results, rng=np.random.default_rng(FIT_SEED), band_nats=BAND_NATS, labels=recorded.labels
     )
     folders.write(folder, folders.FITS, json.dumps(fitted.to_json(), indent=1, sort_keys=True) + "\n")
-    folders.write(folder, folders.LOSSES, losses_csv(recorded.results, recorded.labels))
+    folders.write(folder, folders.LOSSES, losses_csv(everything.results, everything.labels))
     return fitted, recorded
 
 
 def losses_csv(results: Iterable[TrialResult], labels: Mapping[str, str]) -> str:
-    """Every loss with what gave it and no times: two runs of one spec on one machine give the same bytes."""
+    """Every loss with what gave it and no times: two runs of one spec on one machine give the same bytes.
+
+    Trials of several horizons have theirs, in tokens, after the width.
+    """
+    results = tuple(results)
+    several = len({r.trial.run.train_tokens for r in results}) > 1
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["trial_id", "optimizer", "width", "seed", "lr", "status", "validation_loss", "diverged_step"])
+    scales = ["width", "train_tokens"] if several else ["width"]
+    writer.writerow(["trial_id", "optimizer", *scales, "seed", "lr", "status", "validation_loss", "diverged_step"])
     for r in results:
         run = r.trial.run
-        identity = [r.trial_id, labels[r.trial_id], run.model.width, run.seed, repr(run.hparams.lr)]
+        sizes = [run.model.width, run.train_tokens] if several else [run.model.width]
+        identity = [r.trial_id, labels[r.trial_id], *sizes, run.seed, repr(run.hparams.lr)]
         loss = "" if r.validation_loss is None else repr(r.validation_loss)
         writer.writerow([*identity, r.status.value, loss, "" if r.diverged_step is None else r.diverged_step])
     return out.getvalue()

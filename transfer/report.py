@@ -19,6 +19,7 @@ from transfer import folder as folders
 from transfer import pipeline, rates_tables, report_tables, report_text
 from transfer.console import say
 from transfer.gate import read_check
+from transfer.horizons import horizons_note
 from transfer.plan import OptimizerPlan, TransferPlan
 from transfer.search_tables import stages_table
 from transfer.verification import OptimizerVerification, Verification
@@ -49,7 +50,8 @@ class Material:
 
     spec: SweepSpec
     planned: int
-    results: tuple[TrialResult, ...]
+    results: tuple[TrialResult, ...]  # of the longest horizon
+    shorter_results: tuple[TrialResult, ...]
     target_results: tuple[TrialResult, ...]
     labels: Mapping[str, str]
     fit: SweepFit
@@ -95,6 +97,7 @@ def read_material(folder: Path) -> Material:
         spec=spec,
         planned=len(recorded.planned),
         results=recorded.results,
+        shorter_results=recorded.shorter,
         target_results=recorded.others,
         labels=recorded.labels,
         fit=fit,
@@ -134,11 +137,12 @@ def _verification_of(plan: TransferPlan, folder: Path) -> Verification | None:
 def text_context(material: Material, data_description: str, seconds: dict[str, float]) -> dict[str, Any]:
     """Everything the templates need but figures."""
     plan, verification, fit, check = material.plan, material.verification, material.fit, material.check
+    note = horizons_note(material.spec)
     return {
         "sweep": material.spec.name,
         "target_width": plan.target_width if plan else None,
         "level": f"{fit.level:.0%}",
-        "summary": report_text.summary(material.results, material.planned, fit),
+        "summary": f"{report_text.summary(material.results, material.planned, fit)} {note}".rstrip(),
         "headline": list(report_text.headline(plan, verification)),
         "headline_table": report_tables.headline_table(plan, verification),
         "comparison_table": report_tables.comparison_table(fit, material.results, material.labels),
@@ -157,7 +161,7 @@ def text_context(material: Material, data_description: str, seconds: dict[str, f
         "check_table": report_tables.check_table(check),
         "flags": report_text.flags(fit),
         "provenance_table": report_tables.provenance_table(
-            material.results, material.target_results, data_description, seconds
+            (*material.results, *material.shorter_results), material.target_results, data_description, seconds
         ),
         "spec_text": material.spec.text,
     }

@@ -44,6 +44,7 @@ def to_bytes(state: "MemberState", *, trial_id: str, mode: Mode) -> bytes:
         "births": dict(state.births),
         "phase": state.phase,
         "train_seconds": state.train_seconds,
+        "inherited_steps": state.inherited_steps,
         "diagnostics": [asdict(diagnostic) for diagnostic in state.diagnostics],
         "optimizer": optimizer,  # the names of each parameter's states, for some have none
     }
@@ -163,6 +164,7 @@ def _state_of(tensors: "Mapping[str, Tensor]", values: Mapping[str, Any]) -> "Me
         births=values["births"],
         phase=values["phase"],
         train_seconds=values["train_seconds"],
+        inherited_steps=values["inherited_steps"],
         diagnostics=tuple(Diagnostic(**diagnostic) for diagnostic in values["diagnostics"]),
     )
 

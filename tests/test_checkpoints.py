@@ -48,6 +48,7 @@ def member_state(step: int = 3) -> MemberState:
         births={"readout": 0, "blocks.0.gain": 2},
         phase=1,
         train_seconds=0.1 + 0.2,
+        inherited_steps=2,
         diagnostics=(Diagnostic(step=1, depth=0, kind="mlp.up", quantity="update_rms", value=1 / 3),),
     )
 
@@ -57,7 +58,7 @@ def bits(tensor: torch.Tensor) -> tuple[torch.dtype, tuple[int, ...], bytes]:
 
 
 def same_state(one: MemberState, other: MemberState) -> bool:
-    plain = ("step", "births", "phase", "train_seconds", "diagnostics")
+    plain = ("step", "births", "phase", "train_seconds", "inherited_steps", "diagnostics")
     return (
         all(getattr(one, name) == getattr(other, name) for name in plain)
         and bits(one.losses) == bits(other.losses)

@@ -66,7 +66,8 @@ class SweepFit:
     def to_json(self) -> dict[str, Any]:
         """A document for json.dumps. Losses in nats; an interval is {low, high, level} or null.
 
-        Keys: `schema_version` 1; `settings` (hp, band_nats, n_bootstrap, level); and lists of records with
+        Keys: `schema_version` 1; `settings` (hp, band_nats, n_bootstrap, level); `n_stopped`, the number of trials that
+        were stopped early; and lists of records with
         the fields of their classes: `surfaces` (and `mean_losses`, `standard_errors`, `censored`), `optima`
         (and `value`, `n_draws`, `flags` as {name, advice}), `drifts` (and `range_octaves`, `resolved`),
         `loss_laws` (and `wider_is_better`), `fast_transfer` (and `local_slopes`, `sentence`), `penalties`, `skipped`;
@@ -76,6 +77,7 @@ class SweepFit:
         return {
             "schema_version": SCHEMA_VERSION,
             "settings": {name: getattr(self, name) for name in ("hp", "band_nats", "n_bootstrap", "level")},
+            "n_stopped": sum(len(surface.stopped) for surface in self.surfaces),
             "surfaces": [_plain(s, "mean_losses", "standard_errors", "censored") for s in self.surfaces],
             "optima": [_optimum_json(optimum) for optimum in self.optima],
             "drifts": [_plain(drift, "range_octaves", "resolved") for drift in self.drifts],

@@ -9,6 +9,7 @@ class Flag(Enum):
     EDGE_LOW = "edge_low"
     EDGE_HIGH = "edge_high"
     NEXT_TO_DIVERGED = "next_to_diverged"
+    NEXT_TO_STOPPED = "next_to_stopped"
     SEVERAL_MINIMA = "several_minima"
     TOO_FEW_POINTS = "too_few_points"
     METHODS_DISAGREE = "methods_disagree"
@@ -35,6 +36,10 @@ _ADVICE = {
     Flag.NEXT_TO_DIVERGED: (
         "The lowest loss is next to a value that diverged, so the optimum may be extrapolated towards it. "
         "Add values half a step apart there; until then stay at or below the last value that converged."
+    ),
+    Flag.NEXT_TO_STOPPED: (
+        "The lowest loss is next to a value that was stopped early, so the optimum may be extrapolated towards it. "
+        "Run the sweep again without [stopping] in the spec: it trains what was stopped to the end."
     ),
     Flag.SEVERAL_MINIMA: (
         "The loss has more than one minimum beyond noise, and which is lowest may change with width. "

@@ -45,7 +45,7 @@ def from_results(
     """The results of one of our own sweeps, over the scale `width`.
 
     `hps` are numeric fields of `HParams`; an optimizer is what `labels` calls it. Whatever else varies at one width
-    makes another series. FAILED trials are evidence about nothing and are left out.
+    makes another series. FAILED trials are evidence about nothing and are left out; STOPPED ones are censored.
 
     Raises:
         FitError: no result, no such hyperparameter or one that is not above 0, or one trial with two results.

@@ -130,17 +130,20 @@ def _flags(surface: Surface, points: Points, best: Minima, noise: Noise | None, 
     first, last = points.means.argmin() == 0, points.means.argmin() == len(points.means) - 1
     apart = abs(float(best.quadratic.vertex[0]) - float(best.spline_log2_value[0]))
     edge_low, edge_high = first and points.below is None, last and points.above is None
+    walls = {wall for wall, near in ((points.below, first), (points.above, last)) if near and wall is not None}
+    stopped = walls & set(surface.stopped_values)
     agree = apart <= surface.step_octaves / 2  # False for NaN
     holds = {
         Flag.EDGE_LOW: edge_low,
         Flag.EDGE_HIGH: edge_high,
-        Flag.NEXT_TO_DIVERGED: (first and not edge_low) or (last and not edge_high),
+        Flag.NEXT_TO_DIVERGED: bool(walls - stopped),
+        Flag.NEXT_TO_STOPPED: bool(stopped),
         Flag.SEVERAL_MINIMA: _count_minima(surface, noise, band_nats) > 1,
         Flag.TOO_FEW_POINTS: best.quadratic.in_band[0].sum() < _BAND_WANTS,
         Flag.METHODS_DISAGREE: not (agree or edge_low or edge_high),
         Flag.NO_INTERVAL: noise is None,
         Flag.ONE_SEED: len(surface.seeds) == 1,
-        Flag.MOSTLY_DIVERGED: sum(surface.censored) > len(surface.censored) / 2,
+        Flag.MOSTLY_DIVERGED: sum(surface.diverged) > len(surface.diverged) / 2,
         Flag.MISSING_TRIALS: bool(surface.missing),
     }
     return tuple(flag for flag in Flag if holds[flag])
@@ -150,7 +153,7 @@ def _count_minima(surface: Surface, noise: Noise | None, band_nats: float) -> in
     """Minima near the lowest, parted by a barrier that noise does not explain.
 
     A barrier counts from three standard errors of a difference of means and a quarter of the band; from a
-    whole band where the noise is unknown. A value that diverged is a barrier.
+    whole band where the noise is unknown. A value that diverged, or was stopped, is a barrier.
     """
     _, means, _ = run_rows(surface)
     wall = np.nanmax(means) + 100 * band_nats

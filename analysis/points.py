@@ -15,11 +15,11 @@ _MISFIT_WANTS = 5  # points for noise from one seed: two degrees of freedom
 
 @dataclass(frozen=True, slots=True)
 class Points:
-    """The values around the lowest loss up to the nearest that diverged, which bound the search."""
+    """The values around the lowest loss up to the nearest without a loss, which bound the search."""
 
     log2_values: Floats
     means: Floats
-    below: float | None  # log2 of the value that diverged next to the first
+    below: float | None  # log2 of the value that diverged, or was stopped, next to the first
     above: float | None
     noise: Noise | None
     seed_spread: SeedSpread | None
@@ -47,7 +47,7 @@ def points_near_lowest(surface: Surface, band_nats: float) -> Points:
         raise FitError(
             f"{surface.series} at width {surface.width}: a minimum needs three neighboring values of "
             f"{surface.hp} that converged, got {stop - start if converged.any() else 0} around the lowest "
-            f"loss ({len(walls)} of {len(means)} values diverged); add values of {surface.hp}"
+            f"loss ({sum(surface.diverged)} of {len(means)} values diverged); add values of {surface.hp}"
         )
     filled = two_way(losses[start:stop]).filled
     means = filled.mean(axis=1)

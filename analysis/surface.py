@@ -34,8 +34,9 @@ class Series(NamedTuple):
 class Surface:
     """Validation loss (nats) on a grid of log2(hp) by seed.
 
-    A cell is None where its trial diverged, or where it has no result yet (then it is in `missing`). A value
-    with a diverged seed is censored: its loss is unknown but worse, so it bounds the search for the optimum.
+    A cell is None where its trial diverged, or was stopped early (then it is in `stopped`), or where it has no result
+    yet (then it is in `missing`). A value with a seed that diverged or was stopped is censored: its loss is unknown
+    but worse, so it bounds the search for the optimum.
     """
 
     optimizer: str
@@ -46,6 +47,7 @@ class Surface:
     seeds: tuple[int, ...]  # ascending
     losses: tuple[tuple[float | None, ...], ...]  # one row a value, one column a seed
     missing: tuple[tuple[int, int], ...] = ()  # (row, column) without a result
+    stopped: tuple[tuple[int, int], ...] = ()  # (row, column) stopped early
 
     def __post_init__(self) -> None:
         for name in ("log2_values", "seeds"):
@@ -57,16 +59,36 @@ class Surface:
             raise ValueError(f"losses must have the shape (values, seeds) = {shape}, got {self.losses}")
         if any(loss is not None and not math.isfinite(loss) for row in self.losses for loss in row):
             raise ValueError(f"a loss must be finite, or None where the trial diverged, got {self.losses}")
-        if any(self.losses[row][column] is not None for row, column in self.missing):
-            raise ValueError(f"a missing trial cannot have a loss, got missing={self.missing}")
+        if any(self.losses[row][column] is not None for row, column in (*self.missing, *self.stopped)):
+            raise ValueError(
+                f"a missing or stopped trial cannot have a loss, got missing={self.missing}, stopped={self.stopped}"
+            )
 
     @property
     def censored(self) -> tuple[bool, ...]:
+        """For each value, whether any seed diverged or was stopped there."""
+        return self._any_none_but(self.missing)
+
+    @property
+    def diverged(self) -> tuple[bool, ...]:
         """For each value, whether any seed diverged there."""
-        absent = set(self.missing)
+        return self._any_none_but((*self.missing, *self.stopped))
+
+    def _any_none_but(self, cells: tuple[tuple[int, int], ...]) -> tuple[bool, ...]:
+        absent = set(cells)
         return tuple(
             any(loss is None and (i, j) not in absent for j, loss in enumerate(row))
             for i, row in enumerate(self.losses)
+        )
+
+    @property
+    def stopped_values(self) -> tuple[float, ...]:
+        """log2 of the values at which a seed was stopped and none diverged, ascending."""
+        rows = {row for row, _ in self.stopped}
+        return tuple(
+            value
+            for row, (value, diverged) in enumerate(zip(self.log2_values, self.diverged, strict=True))
+            if row in rows and not diverged
         )
 
     @property
@@ -183,6 +205,12 @@ def _surface(run: Mapping[str, Any], cells: _Cells, hp: str, varying: Mapping[st
         seeds=seeds,
         losses=tuple(tuple(cell.validation_loss if cell else None for cell in row) for row in grid),
         missing=tuple((i, j) for i, row in enumerate(grid) for j, cell in enumerate(row) if cell is None),
+        stopped=tuple(
+            (i, j)
+            for i, row in enumerate(grid)
+            for j, cell in enumerate(row)
+            if cell is not None and cell.status is TrialStatus.STOPPED
+        ),
     )
 
 

@@ -7,6 +7,7 @@ from proxy_models.accounting import training_flops
 from proxy_models.config import HParams
 from proxy_models.mode import EAGER_LOOP, Mode
 from proxy_models.optimizer_config import Switch
+from sweeps.stopping import Stopping
 from sweeps.trial import Trial
 
 
@@ -27,6 +28,7 @@ class Pack:
     diagnose_every: int | None = None  # steps between diagnostics; None: none are recorded
     starts: Mapping[str, Fork] = field(default_factory=dict)  # trial id -> where it goes on, if it shares a start
     forks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # trial id -> steps at which others go on
+    stopping: Stopping | None = None  # None: every trial is trained to its end
 
     def __post_init__(self) -> None:
         if not self.trials:

@@ -13,7 +13,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, Protocol
 
 from sweeps.checkpoints import fork_file, remove_forks
+from sweeps.halving import halving_packs
 from sweeps.pack import Fork, Pack
+from sweeps.stopping import Stopping, stopped_results
 from sweeps.store import ResultStore
 from sweeps.trial import Trial, TrialResult, TrialStatus
 from sweeps.trunk import plan_packs, plan_tree
@@ -33,7 +35,7 @@ class PackStarted:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialFinished:
-    """A result, COMPLETED or DIVERGED, is recorded."""
+    """A result, COMPLETED or DIVERGED, is recorded; or the trial was STOPPED early."""
 
     result: TrialResult
 
@@ -113,12 +115,14 @@ def run_sweep(
     backend: Backend,
     workers: int,
     pack: MakePacks,
+    stopping: Stopping | None = None,
     max_attempts: int = 3,
     on_event: OnEvent,
 ) -> SweepOutcome:
     """Train what has no result yet, trying each trial up to `max_attempts` times.
 
-    `pack` groups what is missing at each attempt; what trials share at their beginning is trained once.
+    `pack` groups what is missing at each attempt; what trials share at their beginning is trained once. With
+    `stopping` it is not, for a trial that is stopped would leave others without their beginning.
 
     Raises:
         Interrupted: SIGINT or SIGTERM.
@@ -126,7 +130,7 @@ def run_sweep(
         StoreError: the results folder cannot be used, or a trial gave two different numbers.
     """
     start = time.monotonic()
-    done = store.read()
+    done = _done(trials, store, stopping)
     todo = pending(trials, done)
     planned = len(pending(trials, {}))
     reused = planned - len(todo)
@@ -139,13 +143,15 @@ def run_sweep(
             break
         with raising_interrupted():
             backend.execute(
-                plan_packs(todo, pack, trained=_trained(trials, done), has_state=has_state),
+                plan_packs(todo, pack, trained=_trained(trials, done), has_state=has_state)
+                if stopping is None
+                else halving_packs(pack(todo), stopping, done.values()),
                 store=store,
                 data_source=data_source,
                 workers=workers,
                 on_event=on_event,
             )
-        done = store.read()
+        done = _done(trials, store, stopping)
         todo = pending(todo, done)
         tree = plan_tree(todo, trained=_trained(trials, done), has_state=has_state)
         remove_forks(store.folder, keep=set(tree.starts.values()))
@@ -158,6 +164,11 @@ def run_sweep(
         reused=reused,
         seconds=time.monotonic() - start,
     )
+
+
+def _done(trials: Sequence[Trial], store: ResultStore, stopping: Stopping | None) -> Mapping[str, TrialResult]:
+    """What is recorded, and without a result of their own the trials that were stopped."""
+    return stopped_results(trials, store.read_stops(), stopping) | store.read()
 
 
 def _trained(trials: Sequence[Trial], done: Mapping[str, TrialResult]) -> tuple[Trial, ...]:

@@ -236,6 +236,13 @@ def _check_search(spec: SweepSpec) -> None:
     if spec.search.method == "grid":
         return
     require(
+        spec.stopping is None,
+        spec.file,
+        "stopping",
+        f'must be left out where search.method is "{spec.search.method}", which chooses few learning rates at a time '
+        "and needs the losses of all. Remove the section, or search a grid.",
+    )
+    require(
         len(spec.run.train_tokens) == 1,
         spec.file,
         "search.method",

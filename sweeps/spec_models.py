@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, PrivateAttr, Strict, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, Strict, model_validator
 
 from proxy_models.config import Parametrization, ScheduleName, WeightDecayInvariant
 from proxy_models.mode import Dtype
 from sweeps.spec_file import FileSection, Section
 from sweeps.spec_optimizers import OptimizersTable
-from sweeps.spec_types import AxesTable, Horizons, HParamsTable, ModelTable, Seeds, Widths
+from sweeps.spec_types import AxesTable, Horizons, HParamsTable, ModelTable, Seeds, Widths, distinct
 
 if TYPE_CHECKING:
     from proxy_models.data import DataSource
+    from sweeps.stopping import Stopping
 
 
 class DataSection(Section):
@@ -90,6 +91,22 @@ class EngineSection(Section):
     pack_size: int | None = Field(default=None, ge=1)  # None: by memory, throughput and workers
 
 
+class StoppingSection(Section):
+    """Learning rates that cannot end near the best are stopped at rungs; no part of a trial's identity."""
+
+    rungs: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Strict(False), AfterValidator(distinct)] = (
+        0.25,
+        0.5,
+        0.75,
+    )  # shares of a run's steps
+    keep_nats: float = Field(default=0.15, ge=0.1)  # only what must end further than this above the best is stopped
+
+    def rule(self) -> Stopping:
+        from sweeps.stopping import Stopping
+
+        return Stopping(rungs=self.rungs, keep_nats=self.keep_nats)
+
+
 _SEARCH_KEYS: dict[str, tuple[str, ...]] = {
     "grid": (),
     "telescope": ("points", "max_reexpansions", "shrink_bounds"),
@@ -143,6 +160,7 @@ class SweepSpec(FileSection):
     search: SearchSection = SearchSection()
     check: CheckSection = CheckSection()
     diagnostics: DiagnosticsSection | None = None
+    stopping: StoppingSection | None = None
     engine: EngineSection = EngineSection()
     _file: Path = PrivateAttr(default=Path("spec.toml"))
     _data_folder: Path | None = PrivateAttr(default=None)

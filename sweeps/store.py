@@ -1,7 +1,8 @@
 """The ledger of a sweep: one file a result, written once, never overwritten, never deleted.
 
 `trials/<trial_id>.parquet` holds what was learned, `diagnostics/<trial_id>.parquet` what the optimizer did where
-that was asked for; `failures/` what went wrong; `set_aside/` damaged files.
+that was asked for; `stopped/<trial_id>.json` why a trial was stopped early, which is no result; `failures/` what went
+wrong; `set_aside/` damaged files.
 """
 
 import json
@@ -9,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from sweeps.rows import (
     scalar_table,
     to_parquet,
 )
+from sweeps.stopping import Stop
 from sweeps.trial import Trial, TrialResult, TrialStatus
 
 if TYPE_CHECKING:
@@ -58,10 +60,13 @@ class ResultStore:
 
         Raises:
             StoreMismatchError: another result of this trial is recorded, with other numbers. It stays.
-            ValueError: a FAILED result, which says nothing about its trial.
+            ValueError: a FAILED or STOPPED trial, of which nothing is known that lasts.
         """
-        if result.status is TrialStatus.FAILED:
-            raise ValueError(f"a failed trial has no result to commit, got {result.trial_id}; use record_failure")
+        if result.status in (TrialStatus.FAILED, TrialStatus.STOPPED):
+            raise ValueError(
+                f"a {result.status.value} trial has no result to commit, got {result.trial_id}; "
+                "use record_failure or record_stop"
+            )
         file = self._file(result.trial_id)
         content = to_parquet(result)
         while not create_if_absent(file, content):
@@ -123,6 +128,25 @@ class ResultStore:
 
     def _diagnostics_file(self, trial_id: str) -> Path:
         return self.folder / "diagnostics" / f"{trial_id}.parquet"
+
+    def record_stop(self, trial: Trial, stop: Stop) -> None:
+        """Keep why a trial was stopped early. Not a result: it depends on the trial's pack. The latest stays."""
+        record = {"trial_id": trial.trial_id, **asdict(stop), "config": trial.run.to_dict()}
+        replace_file(self._stop_file(trial.trial_id), json.dumps(record, indent=1).encode())
+
+    def read_stops(self, *, warn: Warn = _log.warning) -> dict[str, Stop]:
+        """Why trials were stopped early, by trial id. A damaged file is handled as `read` handles one."""
+        stops = {}
+        for file in sorted((self.folder / "stopped").glob("[!.]*.json")):
+            try:
+                record = json.loads(file.read_bytes())
+                stops[file.stem] = Stop(**{field.name: record[field.name] for field in fields(Stop)})
+            except (ValueError, KeyError, TypeError) as error:
+                self._set_aside(file, f"holds no reason to stop: {type(error).__name__}: {error}", warn)
+        return stops
+
+    def _stop_file(self, trial_id: str) -> Path:
+        return self.folder / "stopped" / f"{trial_id}.json"
 
     def last_errors(self) -> dict[str, str]:
         """The latest recorded failure of each trial that ever failed."""

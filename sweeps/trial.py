@@ -20,6 +20,7 @@ class TrialStatus(Enum):
 
     COMPLETED = "completed"  # has a loss
     DIVERGED = "diverged"  # evidence about its hyperparameters: kept, never retried
+    STOPPED = "stopped"  # early, as surely worse than others: no result of the ledger, its loss is not known
     FAILED = "failed"  # a lost worker, out of memory: evidence about nothing, retried, never fitted
 
 

@@ -61,7 +61,7 @@ def test_document_is_json_and_summarizes_draws(planted: SweepFit) -> None:
     assert document["schema_version"] == SCHEMA_VERSION
     assert document["settings"] == {"hp": "lr", "band_nats": 0.05, "n_bootstrap": 100, "level": 0.9}
     lists = {"surfaces", "optima", "drifts", "loss_laws", "fast_transfer", "penalties", "skipped"}
-    assert set(document) == {"schema_version", "settings", "joint"} | lists
+    assert set(document) == {"schema_version", "settings", "n_stopped", "joint"} | lists
     optimum = document["optima"][4]
     assert (optimum["optimizer"], optimum["width"], optimum["fixed"]) == ("muon", 64, {})
     assert optimum["value"] == pytest.approx(2 ** optimum["log2_value"])

@@ -128,7 +128,7 @@ def test_order_does_not_matter(shuffler: random.Random) -> None:
         ({"losses": ((2.5, 2.6),)}, "shape"),
         ({"losses": ((2.5, 2.6), (2.5,))}, "shape"),
         ({"losses": ((2.5, math.inf), (2.5, 2.6))}, "finite"),
-        ({"missing": ((0, 1),)}, "missing trial cannot have a loss"),
+        ({"missing": ((0, 1),)}, "missing or stopped trial cannot have a loss"),
     ],
 )
 def test_an_impossible_surface_cannot_be_made(changes: dict[str, object], message: str) -> None:

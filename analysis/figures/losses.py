@@ -20,8 +20,8 @@ _DODGE = 0.14  # octaves between the marks of diverged widths
 def loss_against_lr(fit: SweepFit, targets: Sequence[Target] = ()) -> Figure:
     """A panel a series, a line a width: seed means, single seeds, each optimum with its interval.
 
-    Diverged values are crosses at the top, losses beyond the panel are triangles there. Given a target: its
-    planned value as a vertical line with its interval, and what was measured there.
+    At the top, values that diverged are crosses, those stopped early plus signs, losses beyond the panel triangles.
+    Given a target: its planned value as a vertical line with its interval, and what was measured there.
     """
     figure, axes = style.panels(len(fit.series), height=4.1)
     looks = style.width_looks(surface.width for surface in fit.surfaces)
@@ -65,7 +65,9 @@ def draw_surface(ax: Axes, surface: Surface, look: style.Look, top: float, dodge
     ax.plot(*zip(*seeds, strict=True) if seeds else ([], []), ".", color=look["color"], markersize=4, alpha=0.55)
     high = [x + dodge for x, mean in known if mean > top]
     ax.plot(high, [top] * len(high), "^", color=look["color"], markersize=7, markerfacecolor="white", zorder=4)
-    diverged = [x + dodge for x, censored in zip(surface.log2_values, surface.censored, strict=True) if censored]
+    stopped = [x + dodge for x in surface.stopped_values]
+    ax.plot(stopped, [top] * len(stopped), "+", color=look["color"], markersize=9, markeredgewidth=1.5, zorder=4)
+    diverged = [x + dodge for x, diverged in zip(surface.log2_values, surface.diverged, strict=True) if diverged]
     ax.plot(diverged, [top] * len(diverged), "x", color=look["color"], markersize=7, markeredgewidth=2, zorder=4)
 
 
@@ -116,8 +118,10 @@ def _finding(optima: Sequence[Optimum]) -> str:
 def _legend(fit: SweepFit, looks: Mapping[int, style.Look], targets: Sequence[Target], *, above: bool) -> list[Artist]:
     keys: list[Artist] = [style.key(f"width {width}", linestyle="-", **look) for width, look in looks.items()]
     keys.append(style.key(f"optimum, {fit.level:.0%} interval", marker="*", markersize=11))
-    if any(any(surface.censored) for surface in fit.surfaces):
+    if any(any(surface.diverged) for surface in fit.surfaces):
         keys.append(style.key("diverged", marker="x", markeredgewidth=2))
+    if any(surface.stopped_values for surface in fit.surfaces):
+        keys.append(style.key("stopped early", marker="+", markersize=9, markeredgewidth=1.5))
     if above:
         keys.append(style.key("loss above the panel", marker="^", markerfacecolor="white"))
     if targets:

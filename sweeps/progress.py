@@ -10,7 +10,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,15 +85,16 @@ class _Curve:
             self.curve_steps.append(done)
             self.curve_losses.append(self.smooth.value)
 
-    def running(self) -> RunningTrial:
-        return RunningTrial(
-            trial_id=self.trial_id,
-            step=self.step,
-            steps=self.steps,
-            loss=self.smooth.value,
-            curve_steps=tuple(self.curve_steps),
-            curve_losses=tuple(self.curve_losses),
-        )
+    def to_json(self) -> dict[str, Any]:
+        """The fields of a RunningTrial."""
+        return {
+            "trial_id": self.trial_id,
+            "step": self.step,
+            "steps": self.steps,
+            "loss": self.smooth.value,
+            "curve_steps": self.curve_steps,
+            "curve_losses": self.curve_losses,
+        }
 
 
 class Reporter:
@@ -142,7 +143,7 @@ class Reporter:
         return self.curves[member]
 
     def _write(self) -> None:
-        running = [asdict(curve.running()) for curve in self.curves.values() if math.isfinite(curve.smooth.value)]
+        running = [curve.to_json() for curve in self.curves.values() if math.isfinite(curve.smooth.value)]
         document: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "time": self.now()}
         document |= {"trial_ids": self.trial_ids, "running": running}
         with contextlib.suppress(OSError):

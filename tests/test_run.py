@@ -12,13 +12,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import sweeps.worker
-from proxy_models.config import RunConfig
-from proxy_models.data import DataError, DataSource, TokenData
-from proxy_models.train import TrainOutcome, train
+from proxy_models.data import DataError, DataSource
+from proxy_models.train import Job, TrainOutcome, train
 from sweeps.local_backend import LocalBackend
 from sweeps.pack import Pack, make_packs
 from sweeps.run import (
@@ -179,13 +179,12 @@ def test_a_local_sweep_trains_every_trial_and_repeats_bitwise(tmp_path: Path) ->
     assert all(again.results[one].same_numbers(result) for one, result in outcome.results.items())
 
 
-def _train_but_not_seed_1(
-    runs: Sequence[RunConfig], data: TokenData, *, diagnose_every: int | None
-) -> Iterator[TrainOutcome]:
-    for run in runs:
-        if run.seed == 1:
+def _train_but_not_seed_1(jobs: Sequence[Job], *arguments: Any, **options: Any) -> Iterator[tuple[int, TrainOutcome]]:
+    for member, job in enumerate(jobs):
+        if job.run.seed == 1:
             raise MemoryError("none left")
-        yield from train([run], data, diagnose_every=diagnose_every)
+        for _, outcome in train([job], *arguments, **options):
+            yield member, outcome
 
 
 def test_an_exception_in_one_trial_fails_that_trial_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,18 +49,18 @@ def shared_steps(run: RunConfig) -> int:
 def stable_part(trial: Trial) -> Trial:
     """The trial with all erased that acts after its shared steps: equal for trials that share their beginning."""
     run, hp = trial.run, trial.run.hparams
-    optimizer = run.optimizer.first if isinstance(run.optimizer, Switch) else run.optimizer
+    decay_tokens, final_lr_frac, train_tokens = hp.decay_tokens, hp.final_lr_frac, run.train_tokens
+    if run.schedule == "wsd":  # the shortest run that holds the warmup
+        decay_tokens, final_lr_frac = 0, 0.0
+        train_tokens = hp.batch_tokens * max(1, math.ceil(hp.warmup_tokens / hp.batch_tokens))
     erased = replace(
-        run, optimizer=optimizer, hparams=replace(hp, second_lr_ratio=1.0), validation_tokens=2 * run.model.seq_len
+        run,
+        optimizer=run.optimizer.first if isinstance(run.optimizer, Switch) else run.optimizer,
+        hparams=replace(hp, second_lr_ratio=1.0, decay_tokens=decay_tokens, final_lr_frac=final_lr_frac),
+        train_tokens=train_tokens,
+        validation_tokens=2 * run.model.seq_len,
     )
-    return replace(trial, run=_without_end(erased) if run.schedule == "wsd" else erased)
-
-
-def _without_end(run: RunConfig) -> RunConfig:
-    """The shortest run that holds the warmup, without a decay."""
-    batch = run.hparams.batch_tokens
-    hparams = replace(run.hparams, decay_tokens=0, final_lr_frac=0.0)
-    return replace(run, hparams=hparams, train_tokens=batch * max(1, math.ceil(run.hparams.warmup_tokens / batch)))
+    return replace(trial, run=erased)
 
 
 def plan_tree(
@@ -75,9 +75,11 @@ def plan_tree(
     `modes` are by trial id, all the same without them. Where a trial that was trained before has left the state, a
     trial goes on from that.
     """
-    past, groups = _by_stable_part(trained), _by_stable_part(trials)
+    past = _by_stable_part(trained)
     starts: dict[str, Fork] = {}
-    for part, alike in groups.items():
+    for part, alike in _by_stable_part(trials).items():
+        if len(alike) == 1 and part not in past:
+            continue
         rooted: dict[Mode | None, list[Trial]] = {}
         for trial in alike:
             kept = [Fork(trunk_id=other.trial_id, step=shared_steps(trial.run)) for other in past.get(part, ())]
@@ -109,21 +111,10 @@ def _branches(group: Sequence[Trial]) -> dict[str, Fork]:
     }
 
 
-def flops_saved(trials: Sequence[Trial]) -> float:
-    """Model FLOPs that branches do not train anew, of all these trials together."""
-    starts = plan_tree(trials).starts
-    distinct = {trial.trial_id: trial.run for trial in trials}
-    return sum(_flops_of_steps(run, starts[trial_id].step) for trial_id, run in distinct.items() if trial_id in starts)
-
-
-def flops_left(pack: Pack) -> float:
-    """Model FLOPs of a pack without what its branches do not train anew."""
-    skipped = (_flops_of_steps(t.run, pack.starts[t.trial_id].step) for t in pack.trials if t.trial_id in pack.starts)
-    return pack.flops - sum(skipped)
-
-
-def _flops_of_steps(run: RunConfig, steps: int) -> float:
-    return training_flops(run) * steps / run.steps
+def flops_saved(pack: Pack) -> float:
+    """Model FLOPs of what a pack's branches do not train anew."""
+    branches = [(trial.run, pack.starts[trial.trial_id].step) for trial in pack.trials if trial.trial_id in pack.starts]
+    return sum(training_flops(run) * step / run.steps for run, step in branches)
 
 
 def plan_packs(
@@ -137,24 +128,26 @@ def plan_packs(
 
     A pack of branches goes on from one step, and holds no trunk. See `plan_tree`.
     """
-    modes = {trial.trial_id: one.mode for one in pack(trials) for trial in one.trials}
+    packs = pack(trials)
+    modes = {trial.trial_id: one.mode for one in packs for trial in one.trials}
     tree = plan_tree(trials, modes, trained=trained, has_state=has_state)
+    if not tree.starts:
+        return tuple(packs)
     waves: dict[int, list[Trial]] = {0: []}
     for trial in trials:
         fork = tree.starts.get(trial.trial_id)
         waves.setdefault(fork.step if fork else 0, []).append(trial)
-    packs = [_within(tree, one) for wave in waves.values() for one in pack(wave)]
-    return tuple(sorted(packs, key=lambda one: (bool(one.starts), -flops_left(one))))
+    forks = tree.forks
+    packs = [_within(one, tree.starts, forks) for wave in waves.values() for one in pack(wave)]
+    return tuple(sorted(packs, key=lambda one: (bool(one.starts), flops_saved(one) - one.flops)))
 
 
-def _within(tree: Tree, pack: Pack) -> Pack:
-    """The pack with its own part of the tree."""
-    forks, ids = tree.forks, [trial.trial_id for trial in pack.trials]
-    return replace(
-        pack,
-        starts={trial_id: tree.starts[trial_id] for trial_id in ids if trial_id in tree.starts},
-        forks={trial_id: forks[trial_id] for trial_id in ids if trial_id in forks},
-    )
+def _within(pack: Pack, starts: Mapping[str, Fork], forks: Mapping[str, tuple[int, ...]]) -> Pack:
+    """The pack with its own part of a tree."""
+    ids = [trial.trial_id for trial in pack.trials]
+    own_starts = {trial_id: starts[trial_id] for trial_id in ids if trial_id in starts}
+    own_forks = {trial_id: forks[trial_id] for trial_id in ids if trial_id in forks}
+    return replace(pack, starts=own_starts, forks=own_forks) if own_starts or own_forks else pack
 
 
 def waits_for(pack: Pack) -> frozenset[Fork]:

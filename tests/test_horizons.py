@@ -146,7 +146,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, old: str, new: str, message: str)
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole sweep whose optimum falls by an octave with each doubling of the horizon: 2^-5, 2^-6, 2^-7."""
     folder = tmp_path_factory.mktemp("horizons")
-    (folder / "text.txt").write_text("".join(random.Random(5).choice("abc efgh.\n") for _ in range(4000)))
+    (folder / "text.txt").write_text("".join(random.Random(5).choices("abc efgh.\n", k=4000)))
     spec = load_spec(write(folder))
     trials = plan_trials(spec, load_data(spec.data_source(), vocab_size=256, seq_len=16).fingerprint)
     store, rng = ResultStore(folder), np.random.default_rng(7)

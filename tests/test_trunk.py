@@ -1,25 +1,35 @@
 """What trials share at their beginning is found exactly, and trained once with the numbers of separate runs."""
 
+import random
+import signal
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+import sweeps.worker
 from proxy_models.accounting import training_flops
 from proxy_models.checks import ConfigError
 from proxy_models.config import HParams, ModelConfig, RunConfig
+from proxy_models.data import TokenData
 from proxy_models.mode import EAGER_LOOP, Mode
 from proxy_models.optimizer_config import SGD, AdamW, Muon, Switch
 from proxy_models.schedule import schedule_factor
+from proxy_models.train import Job, TrainOutcome, train
+from sweeps.local_backend import LocalBackend
 from sweeps.pack import Fork, Pack, make_packs
-from sweeps.trial import Trial
+from sweeps.run import SweepOutcome, run_sweep
+from sweeps.store import ResultStore
+from sweeps.trial import Trial, TrialResult
 from sweeps.trunk import (
     MIN_SHARED_STEPS,
-    flops_left,
     flops_saved,
     plan_packs,
     plan_tree,
@@ -27,6 +37,7 @@ from sweeps.trunk import (
     stable_part,
     waits_for,
 )
+from tests.sweep_helpers import read_sweep, start_driver, stop_after
 
 BATCH = 32
 COMPILED = Mode(compiled=True)
@@ -48,6 +59,10 @@ def trial(
 
 
 HORIZONS = [trial(steps=steps, decay=steps // 5) for steps in (20, 40, 80, 160, 320)]
+
+
+def in_pairs(trials: Sequence[Trial]) -> tuple[Pack, ...]:
+    return make_packs(trials, 2)
 
 
 @st.composite
@@ -117,9 +132,10 @@ def test_doubling_horizons_fork_off_the_longest() -> None:
     expected = dict(zip(branches, (16, 32, 64, 128), strict=True))
     assert tree.starts == {t.trial_id: Fork(trunk_id=trunk.trial_id, step=step) for t, step in expected.items()}
     assert tree.forks == {trunk.trial_id: (16, 32, 64, 128)}
+    packs = plan_packs(HORIZONS, in_pairs)
     separate = sum(training_flops(one.run) for one in HORIZONS)
-    assert flops_saved(HORIZONS) == pytest.approx(separate * 12 / 31)
-    assert 1 - flops_saved(HORIZONS) / separate <= 0.63
+    assert sum(map(flops_saved, packs)) == pytest.approx(separate * 12 / 31)
+    assert 1 - sum(map(flops_saved, packs)) / separate <= 0.63
 
 
 @pytest.mark.parametrize(
@@ -182,10 +198,6 @@ def test_under_cosine_only_an_optimizer_that_is_switched_forks_off() -> None:
     assert tree.starts == {switched.trial_id: Fork(trunk_id=plain.trial_id, step=20)}
 
 
-def in_pairs(trials: Sequence[Trial]) -> tuple[Pack, ...]:
-    return make_packs(trials, 2)
-
-
 def test_packs_of_trunks_come_before_those_that_wait() -> None:
     lone = trial(steps=20, lr=0.5)
     grid = [trial(steps=steps, decay=steps // 5, lr=lr) for steps in (20, 40, 80) for lr in (0.01, 0.02, 0.04)]
@@ -199,10 +211,7 @@ def test_packs_of_trunks_come_before_those_that_wait() -> None:
         made |= {Fork(trunk_id=trunk, step=step) for trunk, steps in pack.forks.items() for step in steps}
     assert len(made) == 6
     assert made == set().union(*map(waits_for, packs))
-    assert sum(map(flops_left, packs)) == pytest.approx(
-        sum(training_flops(one.run) for one in [lone, *grid]) - flops_saved([lone, *grid])
-    )
-    waiting = [flops_left(pack) for pack in packs if pack.starts]
+    waiting = [pack.flops - flops_saved(pack) for pack in packs if pack.starts]
     assert waiting == sorted(waiting, reverse=True)
 
 
@@ -225,3 +234,156 @@ def test_states_of_trials_that_are_trained_are_gone_on_from() -> None:
     others = {one.trial_id: tree.starts.get(one.trial_id) for one in HORIZONS[1:4]}
     trunk_id = HORIZONS[3].trial_id
     assert list(others.values()) == [Fork(trunk_id=trunk_id, step=32), Fork(trunk_id=trunk_id, step=64), None]
+
+
+SPEC = """
+name = "trunks"
+[data]
+source = "text"
+path = "text.txt"
+validation_frac = 0.2
+[model]
+depth = 1
+head_dim = 8
+seq_len = 16
+[run]
+base_width = 16
+widths = [16]
+seeds = [0]
+train_tokens = [640, 1280, 2560]
+validation_tokens = 64
+decay_frac = 0.2
+[hparams]
+batch_tokens = 32
+warmup_tokens = 512
+clip_norm = "none"
+[axes]
+lr = [0.1, 1.5, 1000]
+[optimizers.muon]
+[optimizers.switched]
+kind = "switch"
+first = { kind = "muon" }
+second = { kind = "adamw" }
+"""
+
+
+class Sweep:
+    """SPEC in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        (folder / "text.txt").write_text("".join(random.Random(5).choices("abc efgh.\n", k=8000)))
+        (folder / "spec.toml").write_text(SPEC)
+        self.folder, self.store = folder, ResultStore(folder / "results")
+        self.spec, self.trials = read_sweep(folder)
+
+    def run(self) -> SweepOutcome:
+        """With trunks."""
+        return run_sweep(
+            self.trials,
+            store=self.store,
+            data_source=self.spec.data_source(),
+            backend=LocalBackend(),
+            workers=1,
+            pack=in_pairs,
+            on_event=lambda event: None,
+        )
+
+    @property
+    def states(self) -> set[str]:
+        """Files of states."""
+        return {file.name for file in (self.store.folder / "checkpoints").glob("[!.]*")}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _as_a_worker() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    sweeps.worker.prepare_process()
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrialResult]:
+    """What each trial gives from its own beginning."""
+    sweep = Sweep(tmp_path_factory.mktemp("alone"))
+    LocalBackend().execute(
+        in_pairs(sweep.trials),
+        store=sweep.store,
+        data_source=sweep.spec.data_source(),
+        workers=1,
+        on_event=lambda event: None,
+    )
+    return sweep.store.read()
+
+
+@pytest.fixture
+def starts(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """By trial id, the steps that were taken over when it began."""
+    seen = {}
+
+    def seeing(jobs: Sequence[Job], data: TokenData, **options: Any) -> Iterator[tuple[int, TrainOutcome]]:
+        for job in jobs:
+            trial_id = Trial(run=job.run, data_fingerprint=data.fingerprint).trial_id
+            seen[trial_id] = 0 if job.start is None else job.start.step
+        yield from train(jobs, data, **options)
+
+    monkeypatch.setattr(sweeps.worker, "train", seeing)
+    return seen
+
+
+def test_every_loss_is_that_of_a_separate_run(
+    tmp_path: Path, alone: dict[str, TrialResult], starts: dict[str, int]
+) -> None:
+    sweep = Sweep(tmp_path)
+    results = sweep.run().results
+    assert results.keys() == alone.keys()
+    assert all(result.same_numbers(alone[trial_id]) for trial_id, result in results.items())
+    assert not sweep.states
+    for result in results.values():
+        run, fork = result.trial.run, plan_tree(sweep.trials).starts.get(result.trial_id)
+        if fork is not None:
+            trunk = results[fork.trunk_id]
+            passed = trunk.diverged_step is None or trunk.diverged_step > fork.step
+            assert starts[result.trial_id] == (fork.step if passed else 0)
+            assert passed or result.diverged_step == trunk.diverged_step
+        if run.hparams.lr == 0.1:
+            taken = run.steps - starts[result.trial_id]
+            assert result.flops == pytest.approx(training_flops(run) * taken / run.steps)
+    assert {result.diverged_step for result in results.values() if result.trial.run.hparams.lr == 1000} == {2}
+    plain, switched = (
+        sum(starts[t.trial_id] > 0 for t in sweep.trials if t.run.optimizer.name == n) for n in ("muon", "switch")
+    )
+    assert plain >= 2
+    assert switched >= 3
+
+
+def test_a_trunk_that_is_killed_leaves_what_others_go_on_from(tmp_path: Path, alone: dict[str, TrialResult]) -> None:
+    sweep = Sweep(tmp_path)
+    with start_driver(tmp_path, "local") as driver:
+        while driver.poll() is None and not sweep.states:
+            time.sleep(0.001)
+        driver.kill()
+    assert driver.returncode == -signal.SIGKILL, "it was done before it was killed"
+    assert plan_tree(sweep.trials).forks.keys() - sweep.store.committed_ids()
+    results = sweep.run().results
+    assert all(result.same_numbers(alone[trial_id]) for trial_id, result in results.items())
+    assert not sweep.states
+
+
+def test_branches_of_a_recorded_trunk_go_on_from_its_states(
+    tmp_path: Path, alone: dict[str, TrialResult], starts: dict[str, int]
+) -> None:
+    """The trunks of all three learning rates are recorded when the sweep is killed."""
+    sweep = Sweep(tmp_path)
+    stop_after(start_driver(tmp_path, "local"), 3, signal.SIGKILL)
+    recorded = sweep.store.committed_ids()
+    assert sweep.states
+    outcome = sweep.run()
+    assert outcome.reused == len(recorded) < len(sweep.trials)
+    assert all(result.same_numbers(alone[trial_id]) for trial_id, result in outcome.results.items())
+    assert not sweep.states
+    branches = [one for one in sweep.trials if one.run.hparams.lr == 0.1 and one.trial_id not in recorded]
+    assert branches
+    assert [starts[one.trial_id] for one in branches] == [shared_steps(one.run) for one in branches]

@@ -57,13 +57,21 @@ def read_progress(folder: Path, *, now: Callable[[], float] = time.time) -> tupl
 def _read(file: Path) -> WorkerProgress | None:
     try:
         values = json.loads(file.read_bytes())
-        running = tuple(
-            RunningTrial(**{key: tuple(v) if isinstance(v, list) else v for key, v in one.items()})
-            for one in values["running"]
-        )
+        running = tuple(_running(one) for one in values["running"])
         return WorkerProgress(time=float(values["time"]), trial_ids=tuple(values["trial_ids"]), running=running)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _running(values: dict[str, Any]) -> RunningTrial:
+    return RunningTrial(
+        trial_id=values["trial_id"],
+        step=values["step"],
+        steps=values["steps"],
+        loss=values["loss"],
+        curve_steps=tuple(values["curve_steps"]),
+        curve_losses=tuple(values["curve_losses"]),
+    )
 
 
 @dataclass(slots=True, eq=False)

@@ -59,6 +59,15 @@ Address = Annotated[str | None, typer.Option(help="A running Ray cluster, for ex
 Fresh = Annotated[
     bool, typer.Option("--fresh", help="Rename an existing results folder and start anew. Deletes nothing.")
 ]
+CheckPack = Annotated[
+    int | None,
+    typer.Option(
+        metavar="K",
+        min=1,
+        help="Then train K recorded trials again, alone by the eager loop; status 1 if one differs.",
+        show_default=False,
+    ),
+]
 NoCheck = Annotated[bool, typer.Option("--no-check", help="Run even where the coordinate check fails.")]
 
 
@@ -189,6 +198,7 @@ def sweep(
     address: Address = None,
     fresh: Fresh = False,
     no_check: NoCheck = False,
+    check_pack: CheckPack = None,
     json: Json = False,
 ) -> None:
     """Run a sweep's missing trials. Interrupted, killed or extended, the same command does what is left."""
@@ -200,7 +210,10 @@ def sweep(
         folder = out or pipeline.default_folder(loaded)
         execution = _execution(backend, workers, address)
         pipeline.sweep(loaded, folder, execution, fresh=fresh, gate=not no_check)
-        tables.show_status(pipeline.status(folder), as_json=json)
+        if check_pack is None:
+            tables.show_status(pipeline.status(folder), as_json=json)
+        else:
+            _check_pack(folder, check_pack, json)
         say(f"next: mutransfer transfer {folder} --target TARGET.toml")
 
 
@@ -337,6 +350,7 @@ def run(
     address: Address = None,
     fresh: Fresh = False,
     no_check: NoCheck = False,
+    check_pack: CheckPack = None,
 ) -> None:
     """Everything at once: check, sweep, fit, plan, measure at the target, report. Resumes like `sweep`."""
     with exit_statuses():
@@ -345,7 +359,7 @@ def run(
         from transfer.run_all import run_all
 
         execution = _execution(backend, workers, address)
-        page = run_all(spec, target, out, execution, fresh=fresh, gate=not no_check)
+        page = run_all(spec, target, out, execution, fresh=fresh, gate=not no_check, check_pack=check_pack)
         tables.show_plan(read_plan(page.parent.parent / PLAN))
         verified = read_verification(page.parent.parent)
         if verified is not None:
@@ -392,6 +406,18 @@ def publish(folder: Folder) -> None:
 
         refuse_import(folder)
         print(pipeline.publish(folder))
+
+
+def _check_pack(folder: Path, n_trials: int, json: bool) -> None:
+    from transfer import pack_check, pipeline, tables
+
+    checks, status = pack_check.check_pack(folder, n_trials), pipeline.status(folder)
+    if json:
+        emit_json(status.to_json() | {"check_pack": [check.to_json() for check in checks]})
+    else:
+        tables.show_status(status, as_json=False)
+        tables.show_pack_checks(checks)
+    pack_check.refuse_failure(checks)
 
 
 def _fit_import(folder: Path, json: bool) -> None:

@@ -41,12 +41,13 @@ def exit_statuses() -> Iterator[None]:
     from transfer.folder import FolderError
     from transfer.gate import GateError
     from transfer.make_plan import PlanError
+    from transfer.pack_check import PackCheckError
 
     try:
         yield
     except (SpecError, DataError, StoreError, FitError, PlanError, FolderError, ConfigError) as error:
         _exit(2, f"mutransfer: {error}")
-    except (GateError, BackendError) as error:
+    except (GateError, BackendError, PackCheckError) as error:
         _exit(1, f"mutransfer: {error}")
     except TrialsFailed as error:
         _exit(3, f"mutransfer: {error}")

@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from proxy_models.config import ModelConfig
 from proxy_models.data import DataSource, TokenData, load_data
+from sweeps.progress import RunningTrial, read_progress
 from sweeps.run import SweepOutcome
 from sweeps.spec import SweepSpec, TargetSpec, check_target, plan_trials
 from sweeps.stages import planned_trials, read_stages
@@ -105,9 +106,16 @@ class Status:
     missing: int
     failed_attempts: int  # of the missing trials, how many have a recorded failure
     train_seconds: float  # of all recorded trials, each on its worker
+    running: tuple[RunningTrial, ...]  # as workers said in the last seconds
 
-    def to_json(self) -> dict[str, str | int | float]:
-        return {"schema_version": 1} | {field: getattr(self, field) for field in self.__slots__}
+    def to_json(self) -> dict[str, Any]:
+        """Of running trials without their curves."""
+        running = [
+            {"trial_id": one.trial_id, "step": one.step, "steps": one.steps, "training_loss": one.loss}
+            for one in self.running
+        ]
+        counts = {field: getattr(self, field) for field in self.__slots__ if field != "running"}
+        return {"schema_version": 1, **counts, "running": running}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,6 +166,7 @@ def status(folder: Path) -> Status:
         missing=len(missing),
         failed_attempts=len(missing & set(ResultStore(folder.resolve()).last_errors())),
         train_seconds=sum(result.train_seconds for result in results),
+        running=tuple(one for worker in read_progress(folder) for one in worker.running),
     )
 
 

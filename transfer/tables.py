@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transfer.labs.least_squares import Descent
     from transfer.labs.newton_schulz import ScheduleMap
     from transfer.labs.scale_memory import Total
+    from transfer.pack_check import PackCheck
     from transfer.pipeline import Status
     from transfer.plan import Estimate, TransferPlan
     from transfer.verification import Verification
@@ -136,6 +137,27 @@ def show_status(status: "Status", *, as_json: bool) -> None:
     if status.failed_attempts:
         table.add_row("missing, with a recorded failure", str(status.failed_attempts))
     table.add_row("training time, all workers", duration(status.train_seconds))
+    print_table(table)
+    if status.running:
+        running = new_table("running now", "trial", "step", "of", "training loss")
+        for one in status.running:
+            running.add_row(one.trial_id, str(one.step), str(one.steps), f"{one.loss:.3f}")
+        print_table(running)
+
+
+def show_pack_checks(checks: "Sequence[PackCheck]") -> None:
+    table = new_table(
+        "recorded trials, trained again alone",
+        "trial", "recorded in", "loss", "alone in", "loss", "relative difference", "tolerance", "",
+    )  # fmt: skip
+    for check in checks:
+        cells = []
+        for result in (check.recorded, check.alone):
+            loss = result.validation_loss
+            cells += [result.mode, "diverged" if loss is None else f"{loss:.6f}"]
+        difference = f"{check.recorded.relative_difference(check.alone):.1e}"
+        tolerance = f"{check.tolerance:.0e}" if check.tolerance else "bitwise"
+        table.add_row(check.recorded.trial_id, *cells, difference, tolerance, "ok" if check.passed else "OUTSIDE")
     print_table(table)
 
 

@@ -25,14 +25,14 @@ STACKED = Mode(executor="stacked")
 
 
 def test_shapes_take_turns_and_a_diverged_trial_is_among_them() -> None:
-    small = [completed(trial(seed=seed)) for seed in range(3)]
-    wide = [completed(trial(seed=seed, width=64)) for seed in range(2)]
-    lost = [diverged(trial(seed=seed, lr=9.0)) for seed in range(2)]
-    results = [*small, lost[0], *wide, lost[1]]
-    order = [small[0], lost[0], wide[0], small[1], wide[1], small[2], lost[1]]
+    small = [completed(trial(seed=seed), loss) for seed, loss in enumerate((2.7, 2.5, 2.6))]
+    wide = [completed(trial(seed=seed, width=64), loss) for seed, loss in enumerate((2.2, 2.1))]
+    late, early = diverged(trial(lr=9.0)), replace(diverged(trial(lr=99.0)), diverged_step=2)
+    results = [*small, late, *wide, early]
+    order = [small[1], early, wide[1], small[2], wide[0], small[0], late]
     for n in (1, 2, 5, 7, 99):
         assert chosen(results, n) == tuple(order[:n])
-    assert chosen(lost, 5) == tuple(lost)
+    assert chosen([late, early], 5) == (early, late)
     assert chosen([], 5) == ()
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from proxy_models.accounting import training_flops
 from proxy_models.mode import Mode, mode_from_name
 from sweeps.pack import shape_of
-from sweeps.trial import Trial, TrialResult, TrialStatus
+from sweeps.trial import Trial, TrialResult
 from transfer import folder as folders
 from transfer.console import Progress
 from transfer.pipeline import load_tokens, read_recorded
@@ -79,13 +79,17 @@ def check_pack(folder: Path, n: int) -> tuple[PackCheck, ...]:
 
 
 def chosen(results: Sequence[TrialResult], n: int) -> tuple[TrialResult, ...]:
-    """So many results, the same ones each time: one of each shape in turn, and after the first one that diverged."""
-    diverged = [result for result in results if result.status is TrialStatus.DIVERGED]
+    """So many results, the same ones each time: one of each shape in turn, and after the first one that diverged.
+
+    The lowest losses and the earliest divergences come first: what decides, and what rounding decides least.
+    """
+    diverged = sorted((r for r in results if r.diverged_step is not None), key=lambda r: r.diverged_step or 0)
     shapes: dict[Trial, list[TrialResult]] = {}
     for result in results:
-        if result.status is TrialStatus.COMPLETED:
+        if result.validation_loss is not None:
             shapes.setdefault(shape_of(result.trial), []).append(result)
-    completed = [result for turn in zip_longest(*shapes.values()) for result in turn if result is not None]
+    ranked = [sorted(group, key=lambda result: result.validation_loss or 0.0) for group in shapes.values()]
+    completed = [result for turn in zip_longest(*ranked) for result in turn if result is not None]
     return (*completed[:1], *diverged[:1], *completed[1:], *diverged[1:])[:n]
 
 
@@ -101,9 +105,9 @@ def refuse_failure(checks: Sequence[PackCheck]) -> None:
     if failed:
         raise PackCheckError(
             f"{len(failed)} of {len(checks)} checked trials do not give alone what is recorded, among them "
-            f"{failed[0].recorded.trial_id} ({failed[0].recorded.mode}). What is recorded stays. If this machine is "
-            "the one that trained them, do not trust that mode here: choose another in the spec's [engine], and start "
-            "anew with --fresh."
+            f"{failed[0].recorded.trial_id} ({failed[0].recorded.mode}). What is recorded stays. Far above the "
+            "best learning rate training is chaotic, and rounding alone moves a loss so far. If it is not that, and "
+            "this machine trained them, choose another mode in the spec's [engine], and start anew with --fresh."
         )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Protocol
 
+from proxy_models.mode import EAGER_LOOP, Mode
 from sweeps.pack import Pack
 from sweeps.run import OnEvent
 from sweeps.stages import STEPS_PER_OCTAVE, snapped
@@ -38,6 +39,7 @@ class Basin:
     n_suggestions: int  # still to be made
     sampler_seed: int
     diagnose_every: int | None = None
+    mode: Mode = EAGER_LOOP
 
     def pack_at(self, log2_lr: float) -> Pack:
         """One trial a seed."""
@@ -45,7 +47,7 @@ class Basin:
             replace(one, run=replace(one.run, hparams=replace(one.run.hparams, lr=2.0**log2_lr)))
             for one in self.templates
         )
-        return Pack(trials=trials, diagnose_every=self.diagnose_every)
+        return Pack(trials=trials, mode=self.mode, diagnose_every=self.diagnose_every)
 
     def space(self) -> "dict[str, FloatDistribution]":
         """What Optuna samples: whole steps of log2 lr."""

@@ -179,20 +179,21 @@ def measure_step(run: RunConfig, mode: Mode, members: int) -> StepCost:
             torch.cuda.reset_peak_memory_stats()
         training = Training(runs, data, mode)
 
-        def timed_step() -> float:
-            start = time.perf_counter()
+        def timed_step() -> tuple[float, float]:
+            start, cpu_start = time.perf_counter(), time.process_time()
             training.step().tolist()  # waits for a GPU
-            return time.perf_counter() - start
+            return time.perf_counter() - start, time.process_time() - cpu_start
 
-        first, *_ = (timed_step() for _ in range(_WARM_UP_STEPS))
-        seconds = [timed_step()]
-        while len(seconds) < _STEPS and sum(seconds) < _SECONDS:
-            seconds.append(timed_step())
+        (first, _), *_ = (timed_step() for _ in range(_WARM_UP_STEPS))
+        times = [timed_step()]
+        while len(times) < _STEPS and sum(wall for wall, _ in times) < _SECONDS:
+            times.append(timed_step())
         peak = torch.cuda.max_memory_allocated() // members if mode.device == "cuda" else None
-    median = statistics.median(seconds)
+    # On a CPU a step is one thread's work, and what others do on this machine now will not be there for ever.
+    seconds = statistics.median(wall if mode.device == "cuda" else cpu for wall, cpu in times)
     return StepCost(
-        seconds=median / members,
-        compile_seconds=max(0.0, first - median) if mode.compiled else 0.0,
+        seconds=seconds / members,
+        compile_seconds=max(0.0, first - seconds) if mode.compiled else 0.0,
         peak_bytes=peak,
     )
 

@@ -99,7 +99,8 @@ class StoppingSection(Section):
         0.5,
         0.75,
     )  # shares of a run's steps
-    keep_nats: float = Field(default=0.15, ge=0.1)  # only what must end further than this above the best is stopped
+    # Only what must end further than this above the best is stopped; parabolas are fitted within 0.1 nats of it.
+    keep_nats: float = Field(default=0.15, ge=0.1)
 
     def rule(self) -> Stopping:
         from sweeps.stopping import Stopping

@@ -24,8 +24,6 @@ KEPT_SHARE = 0.8
 SURE_ERRORS = 2  # standard errors that a gap is taken smaller by
 NEIGHBORS = 2  # of the best learning rate, to each side, that are never dropped: the optimum may still move
 SMOOTHING_STEPS = 10
-# Bands within which fits weigh points are 0.1 nats: what is dropped must end above.
-MIN_KEEP_NATS = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,10 +15,12 @@ from proxy_models.data import DataError, DataSource, TokenData, load_data
 from proxy_models.member_state import MemberState
 from proxy_models.train import Job, TrainOutcome, Watch, train
 from sweeps.checkpoints import read_checkpoint, read_fork, remove_checkpoint, write_checkpoint, write_fork
+from sweeps.halving import Rungs
 from sweeps.pack import Fork, Pack
 from sweeps.progress import Reporter
 from sweeps.provenance import provenance
 from sweeps.run import OnEvent, TrialFinished
+from sweeps.stopping import stopped_result
 from sweeps.store import ResultStore
 from sweeps.trial import Trial, TrialResult, TrialStatus
 
@@ -52,11 +54,11 @@ def run_pack(
         StoreError, OSError: a result or a state cannot be recorded.
     """
     data = data_of(pack.trials[0], data_source)
-    recorded = store.committed_ids()
-    waiting = tuple(trial for trial in pack.trials if trial.trial_id not in recorded)
+    waiting = tuple(trial for trial in pack.trials if not store.is_committed(trial.trial_id))
     groups = [waiting] if waiting else []
     with Reporter(store.folder, pack.trials) as reporter:
-        work = _Work(pack, data, store, on_event, reporter, checkpoint_seconds)
+        rungs = None if pack.stopping is None else Rungs(pack, pack.stopping, store)
+        work = _Work(pack, data, store, on_event, reporter, checkpoint_seconds, rungs)
         while groups:
             groups = work.train(groups[0], groups[1:])
 
@@ -71,6 +73,7 @@ class _Work:
     on_event: OnEvent
     reporter: Reporter
     checkpoint_seconds: float
+    rungs: Rungs | None
 
     def train(self, group: Group, waiting: Sequence[Group]) -> list[Group]:
         """Train some trials, committing each; returns the groups that are then left to train."""
@@ -87,7 +90,7 @@ class _Work:
             self.reporter.finish(member)
             self._commit(left.pop(member), outcome)
         if left:
-            _free_memory()
+            free_memory()
         return list(waiting)
 
     def _outcomes(self, group: Group) -> Iterator[tuple[int, TrainOutcome]]:
@@ -97,7 +100,14 @@ class _Work:
             state_seconds=self.checkpoint_seconds,
             diagnose_every=self.pack.diagnose_every,
         )
-        yield from train([self._job(trial) for trial in group], self.data, mode=self.pack.mode, watch=watch)
+        yield from train(
+            [self._job(trial) for trial in group],
+            self.data,
+            mode=self.pack.mode,
+            watch=watch,
+            rungs=() if self.rungs is None else self.rungs.steps,
+            halt=None if self.rungs is None else self.rungs.halt(group),
+        )
 
     def _job(self, trial: Trial) -> Job:
         start = read_checkpoint(self.store.folder, trial.trial_id, self.pack.mode)
@@ -115,16 +125,21 @@ class _Work:
             write_checkpoint(self.store.folder, trial.trial_id, self.pack.mode, state)
 
     def _commit(self, trial: Trial, outcome: TrainOutcome) -> None:
-        result = result_of(trial, outcome)
-        if outcome.diagnostics:  # first, so that a result never lacks what was asked for
-            self.store.record_diagnostics(trial.trial_id, outcome.diagnostics)
-        self.store.commit(result)
+        if self.rungs is not None and outcome.stopped_step is not None:
+            result = stopped_result(trial, self.rungs.stops[trial.trial_id])
+        else:
+            result = result_of(trial, outcome)
+            if outcome.diagnostics:  # first, so that a result never lacks what was asked for
+                self.store.record_diagnostics(trial.trial_id, outcome.diagnostics)
+            self.store.commit(result)
         remove_checkpoint(self.store.folder, trial.trial_id)
         self.on_event(TrialFinished(result=result))
 
     def _after(self, error: Exception, left: Group, waiting: Sequence[Group]) -> list[Group]:
-        """The groups to go on with. A loop trains in order, so there the first one left raised; else it is halved."""
-        if self.pack.mode.executor == "loop" or len(left) == 1:
+        """The groups to go on with. A loop without rungs trains in order, so there the first one left raised; else
+        the group is halved, and stops no more trials."""
+        in_order = self.pack.mode.executor == "loop" and self.rungs is None
+        if in_order or len(left) == 1:
             self.store.record_failure(left[0], describe(error), provenance())
             return [left[1:], *waiting] if left[1:] else list(waiting)
         size = (len(left) + 1) // 2
@@ -157,8 +172,8 @@ _NO_MEMORY = (
 )
 
 
-def _free_memory() -> None:
-    """Give back what a failed group held, so that the next may have it."""
+def free_memory() -> None:
+    """Give back what the last group held, so that the next may have it."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -71,6 +71,9 @@ def _edited(folder: Path, old: str, new: str) -> Path:
         ("seq_len = 16", "seq_len = 16384", r"batch_tokens must be a multiple of seq_len"),
         ("[optimizers.scale]", "[optimizers.sacle]", r"optimizers.sacle.*scale"),
         ("[hparams]", "[hparams]\nlearning_rate = 0.1", r"hparams.learning_rate"),
+        ("[check]", '[engine]\ndevice = "cuda"\n[check]', r"engine.device: must be .auto. or .cpu. on this machine"),
+        ("[check]", '[engine]\ncompile = "yes"\n[check]', r"engine.compile: must be one of 'auto', True or False"),
+        ("[check]", "[engine]\npack_size = 0\n[check]", r"engine.pack_size: must be at least 1"),
         ("[hparams]", "[hparams]\nweight_decay = 5", r"hparams.weight_decay.*got 1.25 at lr=0.25.*at most 4 here"),
     ],
 )
@@ -134,12 +137,38 @@ def test_options_that_contradict_each_other(tmp_path: Path, options: tuple[str, 
 
 def test_plan_prints_costs_as_a_table_or_json(tmp_path: Path) -> None:
     spec, _ = write_tiny(tmp_path)
-    table = invoke("plan", spec)
-    assert (table.exit_code, "adamw" in table.stdout, "time on one core" in table.stdout) == (0, True, True)
-    costs = json.loads(invoke("plan", spec, "--json").stdout)["costs"]
+    table = invoke("plan", spec, "--workers", 3)
+    assert (table.exit_code, "adamw" in table.stdout, "With 3 workers about" in table.stdout) == (0, True, True)
+    assert "loop-eager-cpu-float32: " in table.stdout
+    assert "not compiled" in table.stdout
+    planned = json.loads(invoke("plan", spec, "--json", "--workers", 3).stdout)
+    costs = planned["costs"]
     assert {(c["optimizer"], c["width"]) for c in costs} == {(o, w) for o in ("adamw", "scale") for w in (16, 32, 64)}
-    assert {c["trials"] for c in costs} == {10}
-    assert all(c["seconds"] > 0 and c["flops"] > 0 and c["bytes"] > 0 for c in costs)
+    assert {(c["trials"], c["mode"], c["pack_size"]) for c in costs} == {(10, "loop-eager-cpu-float32", 4)}
+    assert all(c["seconds"] > 0 and c["flops"] > 0 and c["bytes"] == c["pack_bytes"] > 0 for c in costs)
+    seconds = sum(c["seconds"] for c in costs)
+    start = 9.0  # of Ray
+    assert planned["workers"] == 3
+    assert seconds / 3 <= planned["wall_seconds"] - start <= seconds
+
+
+def test_plan_measures_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second time nothing is trained: every number is the same."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    spec, _ = write_tiny(tmp_path)
+    first, second = (invoke("plan", spec, "--json").stdout for _ in range(2))
+    assert first == second
+    (tmp_path / "cache" / "mutransfer" / "calibration.json").write_text("damaged")
+    again = json.loads(invoke("plan", spec, "--json").stdout)
+    assert again != json.loads(first)
+    assert [c["trials"] for c in again["costs"]] == [c["trials"] for c in json.loads(first)["costs"]]
+
+
+def test_an_engine_of_the_users_choice_is_planned_in_packs(tmp_path: Path) -> None:
+    spec = _edited(tmp_path, "[check]", '[engine]\nexecutor = "stacked"\npack_size = 6\n[check]')
+    costs = json.loads(invoke("plan", spec, "--json").stdout)["costs"]
+    assert {(c["mode"], c["pack_size"]) for c in costs} == {("stacked-eager-cpu-float32", 6)}
+    assert all(c["pack_bytes"] == 6 * c["bytes"] for c in costs)
 
 
 def test_a_damaged_plan_is_refused(tmp_path: Path) -> None:

@@ -95,16 +95,18 @@ def plan(
         Path | None,
         typer.Option("--out", metavar="DIR", help="Write budget.json and the frontier there.", show_default=False),
     ] = None,
+    backend: Backend = "ray",
+    workers: Workers = None,
     json: Json = False,
 ) -> None:
-    """Show what a sweep would run: trials, FLOPs, memory, and time measured over a few steps. Runs nothing.
+    """Show what a sweep would run: trials, modes and packs, FLOPs, memory, and time by steps measured here once.
 
     With --budget or --excess instead: which proxy width, grid and seeds to spend FLOPs on, against direct tuning.
     """
     with exit_statuses():
         from sweeps.spec import SpecError, check_target, load_spec, load_target
         from transfer import pipeline, tables
-        from transfer.costs import costs as costs_of
+        from transfer.costs import sweep_cost
         from transfer.search import expected_trials
 
         loaded = load_spec(spec)
@@ -113,12 +115,12 @@ def plan(
             given = [option for option, value in extra.items() if value is not None]
             if given:
                 raise SpecError(f"{', '.join(given)}: needs --budget or --excess. Add one of them.")
-            data = pipeline.load_tokens(loaded)
-            costs = costs_of(expected_trials(loaded, data.fingerprint), data)
+            trials = expected_trials(loaded, pipeline.load_tokens(loaded).fingerprint)
+            cost = sweep_cost(trials, loaded, _execution(backend, workers, None))
             if json:
-                emit_json({"schema_version": 1, "sweep": loaded.name, "costs": [cost.to_json() for cost in costs]})
+                emit_json({"schema_version": 1, "sweep": loaded.name, **cost.to_json()})
             else:
-                tables.show_costs(loaded.name, costs)
+                tables.show_costs(loaded.name, cost)
             return
 
         from transfer import budget_tables

@@ -1,26 +1,34 @@
-"""What a sweep costs: FLOPs and memory from the configs, time from a few steps taken here and now."""
+"""What a sweep costs: FLOPs and memory from the configs, time from steps that were measured on this machine."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from proxy_models.accounting import Memory, memory, training_bytes, training_flops
-from proxy_models.config import RunConfig
-from proxy_models.data import TokenData
+from proxy_models.accounting import Memory, memory, training_flops
+from sweeps.calibration import this_machine
+from sweeps.shape_plans import Plans, packs_of, shape_id_of, wall_seconds
 from sweeps.spec import SweepSpec, run_config
 from sweeps.trial import Trial
+from sweeps.trunk import flops_saved, plan_packs
+from transfer.engine_plans import plan_here
+from transfer.execution import Execution
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """What trials of one optimizer and width cost."""
+    """What trials of one optimizer and width cost that are trained in one mode."""
 
     optimizer: str
     width: int
     trials: int
     flops: float
     bytes: int  # of one trial
-    seconds: float  # of one core, measured here over a few steps
+    seconds: float  # of one worker: training and validation, by steps that were measured here
+    mode: str
+    pack_size: int
+    pack_bytes: int
+    why: str  # that mode
 
     def to_json(self) -> dict[str, str | int | float]:
         return {field: getattr(self, field) for field in self.__slots__}
@@ -54,35 +62,61 @@ def memory_rows(spec: SweepSpec, widths: Sequence[int], *, bytes_per_float: int)
     return rows
 
 
-def costs(trials: Sequence[tuple[str, Trial]], data: TokenData) -> list[Cost]:
-    """Trials, FLOPs, memory and time for each optimizer, by its name in the spec, and width of a plan."""
-    from sweeps.worker import prepare_process
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepCost:
+    """What a sweep costs on one machine."""
 
-    prepare_process()
-    groups: dict[tuple[str, int], list[RunConfig]] = {}
+    rows: tuple[Cost, ...]
+    flops_saved: float  # of the rows' FLOPs, what trials share and is trained once
+    workers: int
+    wall_seconds: float  # predicted, from the start of the backend to the last result
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "costs": [row.to_json() for row in self.rows],
+            "flops_saved_by_trunks": self.flops_saved,
+            "workers": self.workers,
+            "wall_seconds": self.wall_seconds,
+        }
+
+
+def sweep_cost(trials: Sequence[tuple[str, Trial]], spec: SweepSpec, execution: Execution) -> SweepCost:
+    """Costs by optimizer, by its name in the spec, width and pack plan, in the plan's order.
+
+    Raises:
+        SpecError: as `plan_shapes`.
+    """
+    machine = this_machine()
+    workers = execution.workers_on(spec, machine)
+    plain = [trial for _, trial in trials]
+    plans = plan_here(plain, spec, machine, workers)
+    groups: dict[tuple[str, int, str, int], list[Trial]] = {}
     for name, trial in trials:
-        groups.setdefault((name, trial.run.model.width), []).append(trial.run)
-    return [
-        Cost(
-            optimizer=optimizer,
-            width=width,
-            trials=len(runs),
-            flops=sum(map(training_flops, runs)),
-            bytes=max(map(training_bytes, runs)),
-            seconds=_seconds_per_flop(runs[0], data) * sum(map(training_flops, runs)),
-        )
-        for (optimizer, width), runs in groups.items()
-    ]
+        plan = plans[shape_id_of(trial)]
+        groups.setdefault((name, plan.width, plan.mode.name, plan.pack_size), []).append(trial)
+    pack = partial(packs_of, plans=plans)
+    packs = plan_packs(plain, pack) if spec.stopping is None else pack(plain)
+    wall = wall_seconds(packs, plans, workers)
+    return SweepCost(
+        rows=tuple(_cost(name, group, plans) for (name, *_), group in groups.items()),
+        flops_saved=sum(map(flops_saved, packs)),
+        workers=workers,
+        wall_seconds=wall + execution.start_seconds,
+    )
 
 
-def _seconds_per_flop(run: RunConfig, data: TokenData, *, steps: int = 4) -> float:
-    """Fastest of a few training steps on one core, over its FLOPs. The first step warms up."""
-    from proxy_models.training import Training
-
-    training = Training([run], data)
-    seconds = []
-    for _ in range(steps):
-        start = time.perf_counter()
-        training.step()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:]) * run.steps / training_flops(run)
+def _cost(optimizer: str, trials: Sequence[Trial], plans: Plans) -> Cost:
+    own = [plans[shape_id_of(trial)] for trial in trials]
+    largest = max(own, key=lambda plan: plan.bytes_per_pack)
+    return Cost(
+        optimizer=optimizer,
+        width=own[0].width,
+        trials=len(trials),
+        flops=sum(training_flops(trial.run) for trial in trials),
+        bytes=max(plan.bytes_per_member for plan in own),
+        seconds=sum(plan.seconds_of(trial.run) for plan, trial in zip(own, trials, strict=True)),
+        mode=own[0].mode.name,
+        pack_size=own[0].pack_size,
+        pack_bytes=largest.bytes_per_pack,
+        why=largest.why,
+    )

@@ -2,14 +2,11 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from proxy_models.accounting import training_flops
-from proxy_models.config import RunConfig
 from sweeps.basin import Basin, OnSuggest
-from sweeps.pack import make_packs
 from sweeps.run import (
     Event,
     OnEvent,
@@ -20,18 +17,21 @@ from sweeps.run import (
     raising_interrupted,
     run_sweep,
 )
+from sweeps.shape_plans import Plans, packs_of, shape_id_of, wall_seconds
 from sweeps.spec import SweepSpec
 from sweeps.store import ResultStore
 from sweeps.trial import Trial, TrialStatus
-from transfer.console import Progress, TrialsFailed, say
+from sweeps.trunk import plan_packs
+from transfer.console import Progress, TrialsFailed, duration, say
+from transfer.engine_plans import device_of, kept_plans
 
 if TYPE_CHECKING:
+    from sweeps.calibration import Machine
     from sweeps.local_backend import LocalBackend
     from sweeps.ray_backend import RayBackend
 
 BackendName = Literal["ray", "local"]
-PACK_SIZE = 4  # trials handed to a worker at a time, fewer where there are few, so that workers finish together
-STEP_OVERHEAD_FLOPS = 5e8  # of one CPU core: steps at widths 32 to 256 take a + b * FLOPs with a / b of this size
+RAY_START_SECONDS = 9.0  # to Ray's start and that of its workers, who load torch; measured on two cores
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,37 +39,61 @@ class Execution:
     """Where trials run."""
 
     backend: BackendName = "ray"
-    workers: int | None = None  # None: one a core; one for `local`
+    workers: int | None = None  # None: one a core, or one a share of a GPU; one for `local`
     address: str | None = None  # of a running Ray cluster
+    gpus_per_worker: float | None = None  # None: one where the plan is to train on GPUs
+
+    @property
+    def start_seconds(self) -> float:
+        """About what passes before the first trial starts."""
+        return RAY_START_SECONDS if self.backend == "ray" else 0.0
+
+    def workers_on(self, spec: SweepSpec, machine: "Machine") -> int:
+        """Raises SpecError where the spec asks for a device that is not there."""
+        if self.workers is not None or self.backend == "local":
+            return self.workers or 1
+        gpus = self.gpus_on(spec, machine)
+        return max(1, int(machine.gpus / gpus)) if gpus else os.cpu_count() or 1
+
+    def gpus_on(self, spec: SweepSpec, machine: "Machine") -> float:
+        """GPUs of a worker; raises as `workers_on`."""
+        if self.gpus_per_worker is not None:
+            return self.gpus_per_worker
+        return 1.0 if device_of(spec, machine) == "cuda" else 0.0
 
 
 def run_trials(
     trials: Sequence[Trial], store: ResultStore, spec: SweepSpec, execution: Execution, *, title: str
 ) -> SweepOutcome:
-    """Train trials with progress on stderr. Raises TrialsFailed as `sweep`."""
+    """Train trials with progress on stderr. Raises TrialsFailed as `sweep`, and as `kept_plans`."""
+    from sweeps.calibration import this_machine
     from sweeps.provenance import provenance
 
     recorded = store.committed_ids()
     todo = [trial for trial in trials if trial.trial_id not in recorded]
     reused = len(trials) - len(todo)
+    machine = this_machine()
+    workers = execution.workers_on(spec, machine)
+    plans = kept_plans(trials, store, spec, machine, workers)
     say(f"{title}: {len(trials)} trials, {reused} recorded before, {len(todo)} to run")
     if todo:
         store.record_start(provenance())
-    with Progress(title, sum(_work(trial.run) for trial in todo)) as progress:
-        backend, workers = _backend(execution)
+    pack = partial(
+        packs_of, plans=plans, diagnose_every=None if spec.diagnostics is None else spec.diagnostics.every_steps
+    )
+    with Progress(title, sum(_seconds(trial, plans) for trial in todo)) as progress:
         outcome = run_sweep(
             trials,
             store=store,
             data_source=spec.data_source(),
-            backend=backend,
+            backend=_backend(execution, spec, machine),
             workers=workers,
-            pack=partial(
-                make_packs,
-                size=max(1, min(PACK_SIZE, len(todo) // (4 * workers))),
-                diagnose_every=None if spec.diagnostics is None else spec.diagnostics.every_steps,
-            ),
-            on_event=_show(progress, len(todo)),
+            pack=pack,
+            on_event=_show(progress, len(todo), plans),
         )
+    if todo:
+        wall = wall_seconds(plan_packs(todo, pack), plans, workers) + execution.start_seconds
+        say(f"{title}: took {duration(outcome.seconds)}, {duration(wall)} predicted")
     failed = outcome.count(TrialStatus.FAILED)
     if failed:
         raise TrialsFailed(
@@ -89,25 +113,28 @@ def run_basins(
     title: str,
 ) -> None:
     """Train what Optuna suggests, with progress on stderr. What failed is left to `run_trials`."""
+    from sweeps.calibration import this_machine
     from sweeps.provenance import provenance
 
     n_trials = sum(basin.n_suggestions * len(basin.templates) for basin in basins)
+    machine = this_machine()
+    workers = execution.workers_on(spec, machine)
+    plans = kept_plans([trial for basin in basins for trial in basin.templates], store, spec, machine, workers)
     say(f"{title}: {n_trials} trials in {len(basins)} basin{'s' if len(basins) > 1 else ''}")
     store.record_start(provenance())
-    work = sum(basin.n_suggestions * _work(trial.run) for basin in basins for trial in basin.templates)
+    work = sum(basin.n_suggestions * _seconds(trial, plans) for basin in basins for trial in basin.templates)
     with Progress(title, work) as progress, raising_interrupted():
-        backend, workers = _backend(execution)
-        backend.refine(
-            basins,
+        _backend(execution, spec, machine).refine(
+            [replace(basin, mode=plans[shape_id_of(basin.templates[0])].mode) for basin in basins],
             store=store,
             data_source=spec.data_source(),
             workers=workers,
-            on_event=_show(progress, n_trials),
+            on_event=_show(progress, n_trials, plans),
             on_suggest=on_suggest,
         )
 
 
-def _show(progress: Progress, n_trials: int) -> OnEvent:
+def _show(progress: Progress, n_trials: int, plans: Plans) -> OnEvent:
     """What tells of events on the terminal."""
     counts = dict.fromkeys(TrialStatus, 0)
 
@@ -115,7 +142,7 @@ def _show(progress: Progress, n_trials: int) -> OnEvent:
         match event:
             case TrialFinished(result=result):
                 counts[result.status] += 1
-                progress.advance(_work(result.trial.run), _count_note(counts, n_trials))
+                progress.advance(_seconds(result.trial, plans), _count_note(counts, n_trials))
             case TrialFailed(trial=trial, error=error, attempt=attempt, max_attempts=of):
                 say(f"trial {trial.trial_id} failed, attempt {attempt} of {of}: {error}")
             case PackStarted():
@@ -124,9 +151,8 @@ def _show(progress: Progress, n_trials: int) -> OnEvent:
     return show
 
 
-def _work(run: RunConfig) -> float:
-    """What a run's time is about proportional to: its FLOPs, and a part of every step that no width changes."""
-    return training_flops(run) + STEP_OVERHEAD_FLOPS * run.steps
+def _seconds(trial: Trial, plans: Plans) -> float:
+    return plans[shape_id_of(trial)].seconds_of(trial.run)
 
 
 def _count_note(counts: Mapping[TrialStatus, int], of: int) -> str:
@@ -135,12 +161,12 @@ def _count_note(counts: Mapping[TrialStatus, int], of: int) -> str:
     return f"{done} of {of} trials" + (f", {diverged} diverged" if diverged else "")
 
 
-def _backend(execution: Execution) -> "tuple[LocalBackend | RayBackend, int]":
-    """The backend and its number of workers. Ray is imported only where it is wanted."""
+def _backend(execution: Execution, spec: SweepSpec, machine: "Machine") -> "LocalBackend | RayBackend":
+    """Ray is imported only where it is wanted."""
     if execution.backend == "local":
         from sweeps.local_backend import LocalBackend
 
-        return LocalBackend(), execution.workers or 1
+        return LocalBackend()
     from sweeps.ray_backend import RayBackend
 
-    return RayBackend(address=execution.address), execution.workers or os.cpu_count() or 1
+    return RayBackend(address=execution.address, gpus_per_worker=execution.gpus_on(spec, machine))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxy_models.config import ModelConfig
 from proxy_models.data import DataSource, TokenData, load_data
+from sweeps.calibration import this_machine
 from sweeps.progress import RunningTrial, read_progress
 from sweeps.run import SweepOutcome
 from sweeps.spec import SweepSpec, TargetSpec, check_target, plan_trials
@@ -20,6 +21,7 @@ from sweeps.store import ResultStore
 from sweeps.trial import Trial, TrialResult, TrialStatus, canonical_json
 from transfer import folder as folders
 from transfer.console import Progress, say
+from transfer.engine_plans import device_of
 from transfer.execution import Execution, run_trials
 from transfer.horizons import horizons_note
 
@@ -252,9 +254,11 @@ def prepare(spec: SweepSpec, folder: Path, *, fresh: bool, gate: bool) -> tuple[
     """Make the folder this sweep's, or find that it is, before anything else is written there; then the gate.
 
     Raises:
-        DataError, StoreError: the data cannot be read, or the folder holds another sweep; nothing was changed.
+        DataError, SpecError, StoreError: the data cannot be read, the device is not there, or the folder holds
+            another sweep; nothing was changed.
         GateError: the coordinate check failed (with `gate`).
     """
+    device_of(spec, this_machine())
     fingerprint = load_tokens(spec).fingerprint
     store = ResultStore(folder.resolve())
     if fresh and (aside := store.set_aside_folder()):

@@ -14,7 +14,7 @@ from transfer.console import duration, emit_json
 if TYPE_CHECKING:
     from analysis.fit import SweepFit
     from analysis.interval import Interval
-    from transfer.costs import Cost, MemoryRow
+    from transfer.costs import MemoryRow, SweepCost
     from transfer.gate import Gate
     from transfer.labs.least_squares import Descent
     from transfer.labs.newton_schulz import ScheduleMap
@@ -69,24 +69,24 @@ def size(value: float) -> str:
     return f"{value / 1e3:.0f} kB"
 
 
-def show_costs(sweep: str, costs: "Sequence[Cost]") -> None:
-    table = new_table(f"sweep {sweep}", "optimizer", "width", "trials", "FLOPs", "memory a trial", "time on one core")
-    for cost in costs:
-        row = (str(cost.width), str(cost.trials), flops(cost.flops), size(cost.bytes), duration(cost.seconds))
-        table.add_row(cost.optimizer, *row)
+def show_costs(sweep: str, cost: "SweepCost") -> None:
+    columns = ("width", "trials", "mode", "pack", "FLOPs", "memory a pack", "time of one worker")
+    table = new_table(f"sweep {sweep}", "optimizer", *columns)
+    for row in cost.rows:
+        sizes = (str(row.width), str(row.trials), row.mode, str(row.pack_size))
+        table.add_row(row.optimizer, *sizes, flops(row.flops), size(row.pack_bytes), duration(row.seconds))
     table.add_section()
-    total = sum(cost.seconds for cost in costs)
-    table.add_row(
-        "all",
-        "",
-        str(sum(cost.trials for cost in costs)),
-        flops(sum(cost.flops for cost in costs)),
-        "",
-        duration(total),
-    )
+    trials = sum(row.trials for row in cost.rows)
+    total_flops, seconds = sum(row.flops for row in cost.rows), sum(row.seconds for row in cost.rows)
+    table.add_row("all", "", str(trials), "", "", flops(total_flops), "", duration(seconds))
     print_table(table)
-    print(f"Time was measured over three steps of each kind of trial, here and now. With 2 workers about "
-          f"{duration(total / 2)}, validation and start-up apart.")  # fmt: skip
+    if cost.flops_saved:
+        share = cost.flops_saved / total_flops
+        print(f"Saved by trunks, which train once what trials share: {flops(cost.flops_saved)} FLOPs, {share:.0%}.")
+    for mode, why in dict.fromkeys((row.mode, row.why) for row in cost.rows):
+        print(f"{mode}: {why}")
+    workers = f"{cost.workers} worker{'s' if cost.workers > 1 else ''}"
+    print(f"With {workers} about {duration(cost.wall_seconds)}, by steps that were measured on this machine.")
 
 
 def gate_json(gate: "Gate") -> dict[str, Any]:

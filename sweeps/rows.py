@@ -62,6 +62,9 @@ _SCHEMA = pa.schema(
         "provenance_json": pa.string(),
     }
 )
+# A single number only grows when compressed, and setting up a compressor is most of the time that it takes.
+_LONG = ("config_json", "provenance_json", "curve_steps.list.element", "curve_losses.list.element")
+_COMPRESSION = {name: "none" for name in _SCHEMA.names} | {path: "zstd" for path in _LONG}
 # Columns that are fields of TrialResult under the same name.
 _RESULT_FIELDS = (
     "validation_loss",
@@ -112,7 +115,7 @@ def to_parquet(result: TrialResult) -> bytes:
     sink = io.BytesIO()
     # One row: statistics, dictionaries and a second copy of the schema would be most of the file.
     options = {"use_dictionary": False, "write_statistics": False, "store_schema": False}
-    with pq.ParquetWriter(sink, _SCHEMA, compression="zstd", write_page_checksum=True, **options) as writer:
+    with pq.ParquetWriter(sink, _SCHEMA, compression=_COMPRESSION, write_page_checksum=True, **options) as writer:
         writer.write_table(pa.Table.from_pylist([row], schema=_SCHEMA))
         writer.add_key_value_metadata({_VERSION_KEY: str(SCHEMA_VERSION)})
     return sink.getvalue()

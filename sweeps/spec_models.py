@@ -102,11 +102,6 @@ class StoppingSection(Section):
     # Only what must end further than this above the best is stopped; parabolas are fitted within 0.1 nats of it.
     keep_nats: float = Field(default=0.15, ge=0.1)
 
-    def rule(self) -> Stopping:
-        from sweeps.stopping import Stopping
-
-        return Stopping(rungs=self.rungs, keep_nats=self.keep_nats)
-
 
 _SEARCH_KEYS: dict[str, tuple[str, ...]] = {
     "grid": (),
@@ -176,6 +171,13 @@ class SweepSpec(FileSection):
         moved = self.model_copy()
         moved._data_folder = folder
         return moved
+
+    @property
+    def stopping_rule(self) -> Stopping | None:
+        """None where every trial is trained to its end."""
+        from sweeps.stopping import Stopping
+
+        return None if self.stopping is None else Stopping(rungs=self.stopping.rungs, keep_nats=self.stopping.keep_nats)
 
     @property
     def check_widths(self) -> tuple[int, ...]:

@@ -49,7 +49,7 @@ def main(folder: Path, backend: str) -> None:
         backend=backend_of(backend),
         workers=1 if backend == "local" else 2,
         pack=partial(make_packs, size=4),
-        stopping=None if spec.stopping is None else spec.stopping.rule(),
+        stopping=spec.stopping_rule,
         on_event=on_event,
     )
     say(reused=outcome.reused, **{status.value: outcome.count(status) for status in TrialStatus})

@@ -18,10 +18,12 @@ import torch
 from analysis.flags import Flag
 from analysis.optimum import fit_optimum
 from analysis.surface import surfaces
+from proxy_models.accounting import training_flops
 from proxy_models.optimizer_config import AdamW, Muon, Switch
 from sweeps.halving import Rungs, halving_packs
 from sweeps.local_backend import LocalBackend
 from sweeps.pack import Pack, make_packs
+from sweeps.provenance import provenance
 from sweeps.run import SweepOutcome, TrialFinished, run_sweep
 from sweeps.spec import SpecError, load_spec
 from sweeps.stopping import (
@@ -39,6 +41,9 @@ from sweeps.store import ResultStore
 from sweeps.trial import Trial, TrialResult, TrialStatus
 from tests.analysis_helpers import planted_surface, trial_result
 from tests.sweep_helpers import completed, diverged, read_sweep, start_driver, stop_after, trial, write_sweep
+from tests.transfer_helpers import invoke
+from transfer import folder as folders
+from transfer import pipeline
 from transfer.pipeline import BAND_NATS
 
 # 128 steps: 12 of warmup, decay over the last half.
@@ -388,8 +393,8 @@ def write_stopping_sweep(folder: Path) -> tuple[Stopping, tuple[Trial, ...]]:
     head = text[: text.index("[optimizers.adamw]")].replace("widths = [16, 32]", "widths = [16]")
     (folder / "spec.toml").write_text(head + STOPPING_SPEC)
     spec, trials = read_sweep(folder)
-    assert spec.stopping is not None
-    return spec.stopping.rule(), trials
+    assert spec.stopping_rule is not None
+    return spec.stopping_rule, trials
 
 
 def run(folder: Path, trials: Sequence[Trial], stopping: Stopping | None) -> tuple[SweepOutcome, list[TrialResult]]:
@@ -441,17 +446,80 @@ def test_a_sweep_stops_resumes_after_a_kill_and_finds_the_same_optimum(tmp_path:
     assert fits[1].interval.low <= fits[0].log2_value <= fits[1].interval.high
 
 
+# --- what a user sees
+
+
+@pytest.fixture
+def reported(tmp_path: Path) -> tuple[Path, tuple[Trial, ...]]:
+    """A folder in which two of eight learning rates were stopped, and two trials are missing."""
+    rule, trials = write_stopping_sweep(tmp_path)
+    spec, store = load_spec(tmp_path / "spec.toml"), ResultStore(tmp_path / "results")
+    store.bind(name=spec.name, spec_text=spec.text, planned_ids=[t.trial_id for t in trials])
+    folders.write_origin(store.folder, spec)
+    for one in trials:
+        log2_lr = round(math.log2(one.run.hparams.lr))
+        if log2_lr <= -16:
+            stop = Stop(
+                step=30,
+                lr=one.run.hparams.lr,
+                best_lr=2.0**-6,
+                gap=2.25,
+                gap_se=0.0625,
+                threshold=1.5,
+                keep_nats=rule.keep_nats,
+                line_id=line_of(one).trial_id,
+            )
+            store.record_stop(one, stop)
+        elif log2_lr < -4:
+            loss = 2.5 + 0.01 * (log2_lr + 8.7) ** 2 + 0.001 * one.run.seed
+            store.commit(replace(completed(one, loss), provenance=provenance()))
+    return store.folder, trials
+
+
+def test_status_counts_what_was_stopped_as_neither_missing_nor_failed(reported: tuple[Path, tuple[Trial, ...]]) -> None:
+    status = pipeline.status(reported[0])
+    counts = (status.planned, status.completed, status.stopped, status.missing, status.failed_attempts)
+    assert counts == (16, 10, 4, 2, 0)
+    assert "stopped early" in invoke("status", reported[0]).stdout
+
+
+def test_the_report_says_what_was_dropped_and_what_that_saved(reported: tuple[Path, tuple[Trial, ...]]) -> None:
+    folder, trials = reported
+    assert invoke("report", folder).exit_code == 0
+    text = (folder / "report" / "report.md").read_text()
+    section = text[text.index("## Stopped early") :]
+    section = section[: section.index("\n## ")]
+    assert "4 trials were stopped early" in section
+    assert "more than 0.1 nats above the best" in section
+    saved = 4 * training_flops(trials[0].run) / 2
+    assert f"which saved {saved / (10 * 1e9 + 2 * saved):.1%} of the model FLOPs" in section
+    # A gap of 2.25, less two errors of 0.0625
+    assert "| 1.53e-05 (2^-16.00) | 0.0156 (2^-6.00) | 30 | 60 | 2.250 | 2.125 | 1.500 |" in section
+    assert section.count("| adamw | 16 |") == 2
+    assert "4 more stopped early. 2 are missing" in text
+    assert "<h2>Stopped early</h2>" in (folder / "report" / "index.html").read_text()
+    assert json.loads((folder / "fits.json").read_text())["n_stopped"] == 4
+    assert "Stopped early" not in report_without_section(folder)
+
+
+def report_without_section(folder: Path) -> str:
+    """Switched off, what was stopped is missing again."""
+    spec = folder / "spec.toml"
+    spec.write_text(spec.read_text().split("[stopping]")[0])
+    assert pipeline.status(folder).missing == 6
+    assert invoke("report", folder).exit_code == 0
+    return (folder / "report" / "report.md").read_text()
+
+
 # --- the spec
 
 
 def test_stopping_is_off_unless_the_spec_has_its_section(tmp_path: Path) -> None:
     spec, _ = write_sweep(tmp_path)
-    assert spec.stopping is None
+    assert spec.stopping_rule is None
     with (tmp_path / "spec.toml").open("a") as file:
         file.write("[stopping]\n")
-    loaded = load_spec(tmp_path / "spec.toml")
-    assert loaded.stopping is not None
-    assert loaded.stopping.rule() == Stopping()
+    assert load_spec(tmp_path / "spec.toml").stopping_rule == Stopping()
     assert Stopping().keep_nats > BAND_NATS
 
 

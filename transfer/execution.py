@@ -19,6 +19,7 @@ from sweeps.run import (
 )
 from sweeps.shape_plans import Plans, packs_of, shape_id_of, wall_seconds
 from sweeps.spec import SweepSpec
+from sweeps.stopping import Stopping, stopped_results
 from sweeps.store import ResultStore
 from sweeps.trial import Trial, TrialStatus
 from sweeps.trunk import plan_packs
@@ -63,13 +64,19 @@ class Execution:
 
 
 def run_trials(
-    trials: Sequence[Trial], store: ResultStore, spec: SweepSpec, execution: Execution, *, title: str
+    trials: Sequence[Trial],
+    store: ResultStore,
+    spec: SweepSpec,
+    execution: Execution,
+    *,
+    title: str,
+    stopping: Stopping | None = None,
 ) -> SweepOutcome:
     """Train trials with progress on stderr. Raises TrialsFailed as `sweep`, and as `kept_plans`."""
     from sweeps.calibration import this_machine
     from sweeps.provenance import provenance
 
-    recorded = store.committed_ids()
+    recorded = store.committed_ids() | stopped_results(trials, store.read_stops(), stopping).keys()
     todo = [trial for trial in trials if trial.trial_id not in recorded]
     reused = len(trials) - len(todo)
     machine = this_machine()
@@ -89,10 +96,12 @@ def run_trials(
             backend=_backend(execution, spec, machine),
             workers=workers,
             pack=pack,
+            stopping=stopping,
             on_event=_show(progress, len(todo), plans),
         )
     if todo:
-        wall = wall_seconds(plan_packs(todo, pack), plans, workers) + execution.start_seconds
+        packs = plan_packs(todo, pack) if stopping is None else pack(todo)
+        wall = wall_seconds(packs, plans, workers) + execution.start_seconds
         say(f"{title}: took {duration(outcome.seconds)}, {duration(wall)} predicted")
     failed = outcome.count(TrialStatus.FAILED)
     if failed:
@@ -157,8 +166,8 @@ def _seconds(trial: Trial, plans: Plans) -> float:
 
 def _count_note(counts: Mapping[TrialStatus, int], of: int) -> str:
     done = sum(counts.values())
-    diverged = counts[TrialStatus.DIVERGED]
-    return f"{done} of {of} trials" + (f", {diverged} diverged" if diverged else "")
+    ends = ((status, counts[status]) for status in (TrialStatus.DIVERGED, TrialStatus.STOPPED))
+    return f"{done} of {of} trials" + "".join(f", {count} {status.value}" for status, count in ends if count)
 
 
 def _backend(execution: Execution, spec: SweepSpec, machine: "Machine") -> "LocalBackend | RayBackend":

@@ -17,6 +17,7 @@ from sweeps.progress import RunningTrial, read_progress
 from sweeps.run import SweepOutcome
 from sweeps.spec import SweepSpec, TargetSpec, check_target, plan_trials
 from sweeps.stages import planned_trials, read_stages
+from sweeps.stopping import Stop, stopped_results
 from sweeps.store import ResultStore
 from sweeps.trial import Trial, TrialResult, TrialStatus, canonical_json
 from transfer import folder as folders
@@ -79,7 +80,8 @@ def run_prepared(spec: SweepSpec, store: ResultStore, trials: Sequence[Trial], e
     Raises TrialsFailed as `sweep`.
     """
     if spec.search.method == "grid":
-        return run_trials(trials, store, spec, execution, title=f"sweep {spec.name}")
+        title = f"sweep {spec.name}"
+        return run_trials(trials, store, spec, execution, title=title, stopping=spec.stopping_rule)
     from transfer.search import run_search
 
     outcome = run_search(spec, store, execution, trials[0].data_fingerprint, band_nats=BAND_NATS)
@@ -105,6 +107,7 @@ class Status:
     planned: int
     completed: int
     diverged: int
+    stopped: int  # early
     missing: int
     failed_attempts: int  # of the missing trials, how many have a recorded failure
     train_seconds: float  # of all recorded trials, each on its worker
@@ -128,6 +131,7 @@ class Recorded:
     results: tuple[TrialResult, ...]  # of planned trials, in the plan's order
     others: tuple[TrialResult, ...]  # such as a target's
     labels: Mapping[str, str]  # planned trial id -> the optimizer's name in the spec
+    stopped: tuple[tuple[TrialResult, Stop], ...] = ()  # planned trials without a result of their own, and why
     shorter: tuple[TrialResult, ...] = ()  # of planned trials that are left out above, for their horizon
 
     def at_longest(self) -> "Recorded":
@@ -137,17 +141,22 @@ class Recorded:
             self,
             planned=tuple(trial for trial in self.planned if trial.run.train_tokens == longest),
             results=tuple(result for result in self.results if result.trial.run.train_tokens == longest),
+            stopped=tuple(one for one in self.stopped if one[0].trial.run.train_tokens == longest),
             shorter=tuple(result for result in self.results if result.trial.run.train_tokens < longest),
         )
 
 
 def read_recorded(folder: Path, spec: SweepSpec) -> Recorded:
     """Read every result once; damaged files are named and set aside."""
-    recorded = ResultStore(folder.resolve()).read(warn=say)
+    store = ResultStore(folder.resolve())
+    recorded, stops = store.read(warn=say), store.read_stops(warn=say)
     labeled = planned_trials(spec, read_stages(folder, spec), load_tokens(spec).fingerprint)
     labels = {trial.trial_id: label for label, trial in labeled}
+    unknown = [trial for _, trial in labeled if trial.trial_id not in recorded]
+    stopped = stopped_results(unknown, stops, spec.stopping_rule)
     return Recorded(
         planned=tuple(trial for _, trial in labeled),
+        stopped=tuple((result, stops[trial_id]) for trial_id, result in stopped.items()),
         results=tuple(recorded.pop(trial_id) for trial_id in labels if trial_id in recorded),
         others=tuple(recorded.values()),
         labels=labels,
@@ -159,12 +168,14 @@ def status(folder: Path) -> Status:
     spec = folders.read_spec(folder)
     recorded = read_recorded(folder, spec)
     results = recorded.results
-    missing = {trial.trial_id for trial in recorded.planned} - {result.trial_id for result in results}
+    ended = (*results, *(result for result, _ in recorded.stopped))
+    missing = {trial.trial_id for trial in recorded.planned} - {result.trial_id for result in ended}
     return Status(
         sweep=spec.name,
         planned=len(recorded.planned),
         completed=sum(result.status is TrialStatus.COMPLETED for result in results),
         diverged=sum(result.status is TrialStatus.DIVERGED for result in results),
+        stopped=len(recorded.stopped),
         missing=len(missing),
         failed_attempts=len(missing & set(ResultStore(folder.resolve()).last_errors())),
         train_seconds=sum(result.train_seconds for result in results),
@@ -188,7 +199,10 @@ def fit(folder: Path) -> tuple["SweepFit", Recorded]:
     if note := horizons_note(spec):
         say(note)
     fitted = fit_sweep(
-        recorded.results, rng=np.random.default_rng(FIT_SEED), band_nats=BAND_NATS, labels=recorded.labels
+        (*recorded.results, *(result for result, _ in recorded.stopped)),
+        rng=np.random.default_rng(FIT_SEED),
+        band_nats=BAND_NATS,
+        labels=recorded.labels,
     )
     folders.write(folder, folders.FITS, json.dumps(fitted.to_json(), indent=1, sort_keys=True) + "\n")
     folders.write(folder, folders.LOSSES, losses_csv(everything.results, everything.labels))

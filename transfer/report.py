@@ -15,8 +15,9 @@ from sweeps.spec import SweepSpec
 from sweeps.stages import Stage, read_stages
 from sweeps.store import ResultStore
 from sweeps.trial import TrialResult
+from sweeps.stopping import Stop
 from transfer import folder as folders
-from transfer import pipeline, rates_tables, report_tables, report_text
+from transfer import pipeline, rates_tables, report_tables, report_text, stopping_tables
 from transfer.console import say
 from transfer.gate import read_check
 from transfer.horizons import horizons_note
@@ -54,6 +55,7 @@ class Material:
     shorter_results: tuple[TrialResult, ...]
     target_results: tuple[TrialResult, ...]
     labels: Mapping[str, str]
+    stopped: tuple[tuple[TrialResult, Stop], ...]
     fit: SweepFit
     stages: tuple[Stage, ...]  # of an adaptive search
     plan: TransferPlan | None
@@ -101,6 +103,7 @@ def read_material(folder: Path) -> Material:
         target_results=recorded.others,
         labels=recorded.labels,
         fit=fit,
+        stopped=recorded.stopped,
         stages=tuple(read_stages(folder, spec)),
         plan=plan,
         verification=None if plan is None else _verification_of(plan, folder),
@@ -142,7 +145,7 @@ def text_context(material: Material, data_description: str, seconds: dict[str, f
         "sweep": material.spec.name,
         "target_width": plan.target_width if plan else None,
         "level": f"{fit.level:.0%}",
-        "summary": f"{report_text.summary(material.results, material.planned, fit)} {note}".rstrip(),
+        "summary": f"{_summary(material)} {note}".rstrip(),
         "headline": list(report_text.headline(plan, verification)),
         "headline_table": report_tables.headline_table(plan, verification),
         "comparison_table": report_tables.comparison_table(fit, material.results, material.labels),
@@ -159,6 +162,8 @@ def text_context(material: Material, data_description: str, seconds: dict[str, f
         "verification_table": report_tables.verification_table(verification),
         "check_lines": list(report_text.check_lines(check, material.spec.run.parametrization)),
         "check_table": report_tables.check_table(check),
+        "stopping_summary": stopping_tables.stopping_summary(material.results, material.stopped),
+        "stopping_table": stopping_tables.stopping_table(material.stopped, material.labels, fit),
         "flags": report_text.flags(fit),
         "provenance_table": report_tables.provenance_table(
             (*material.results, *material.shorter_results), material.target_results, data_description, seconds
@@ -173,6 +178,10 @@ def draw(material: Material) -> Iterable[Drawn]:
     yield Drawn(
         section="loss",
         stem="loss_against_lr",
+def _summary(material: Material) -> str:
+    return report_text.summary(material.results, material.planned, material.fit, n_stopped=len(material.stopped))
+
+
         caption="Validation loss against the learning rate at base width. Each width's optimum is marked with its "
         f"{fit.level:.0%} interval; the vertical line is the plan for the target.",
         figure=figures.loss_against_lr(fit, targets),

@@ -13,15 +13,16 @@ if TYPE_CHECKING:
     from proxy_models.coord_check import CoordCheck
 
 
-def summary(results: Sequence[TrialResult], planned: int, fit: SweepFit) -> str:
+def summary(results: Sequence[TrialResult], planned: int, fit: SweepFit, *, n_stopped: int = 0) -> str:
     """One sentence on what was run."""
     diverged = sum(result.status is TrialStatus.DIVERGED for result in results)
     names = ", ".join(dict.fromkeys(surface.optimizer for surface in fit.surfaces))
     widths = ", ".join(str(width) for width in sorted({surface.width for surface in fit.surfaces}))
-    missing = planned - len(results)
+    missing = planned - len(results) - n_stopped
     return (
         f"{len(results)} of {planned} trials of {names} at widths {widths}"
         + (f", {diverged} diverged" if diverged else ", none diverged")
+        + (f", {n_stopped} more stopped early" if n_stopped else "")
         + (f". {missing} are missing: the fits below are of an unfinished sweep." if missing else ".")
     )
 

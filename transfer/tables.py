@@ -134,6 +134,8 @@ def show_status(status: "Status", *, as_json: bool) -> None:
     table = new_table(f"sweep {status.sweep}", "trials", "")
     for name in ("planned", "completed", "diverged", "missing"):
         table.add_row(name, str(getattr(status, name)))
+    if status.stopped:
+        table.add_row("stopped early", str(status.stopped))
     if status.failed_attempts:
         table.add_row("missing, with a recorded failure", str(status.failed_attempts))
     table.add_row("training time, all workers", duration(status.train_seconds))

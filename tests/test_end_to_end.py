@@ -42,6 +42,7 @@ def test_the_page_is_whole_by_itself(ran: Path) -> None:
         "The plan",
         "Measured at the target",
         "Coordinate check",
+        "What training took",
         "Where the numbers come from",
     ):
         assert f"<h2>{section}</h2>" in page

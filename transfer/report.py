@@ -11,6 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from analysis import figures
 from analysis.fit import SweepFit
 from analysis.surface import Series
+from analysis.timing import Timing, timings
+from sweeps.shape_plans import read_plans
 from sweeps.spec import SweepSpec
 from sweeps.stages import Stage, read_stages
 from sweeps.store import ResultStore
@@ -23,6 +25,7 @@ from transfer.gate import read_check
 from transfer.horizons import horizons_note
 from transfer.plan import OptimizerPlan, TransferPlan
 from transfer.search_tables import stages_table
+from transfer.timing_tables import timing_table
 from transfer.verification import OptimizerVerification, Verification
 
 if TYPE_CHECKING:
@@ -61,6 +64,7 @@ class Material:
     plan: TransferPlan | None
     verification: Verification | None
     check: "CoordCheck | None"
+    timings: tuple[Timing, ...]
     diagnostics: tuple[tuple[str, TrialResult, "pd.DataFrame"], ...]  # an optimizer's best widest trial that has any
 
 
@@ -108,6 +112,7 @@ def read_material(folder: Path) -> Material:
         plan=plan,
         verification=None if plan is None else _verification_of(plan, folder),
         check=read_check(folder),
+        timings=timings((*recorded.results, *recorded.shorter, *recorded.others), recorded.labels, read_plans(folder)),
         diagnostics=tuple(_diagnostics(folder, recorded.results, recorded.labels)),
     )
 
@@ -165,6 +170,7 @@ def text_context(material: Material, data_description: str, seconds: dict[str, f
         "stopping_summary": stopping_tables.stopping_summary(material.results, material.stopped),
         "stopping_table": stopping_tables.stopping_table(material.stopped, material.labels, fit),
         "flags": report_text.flags(fit),
+        "timing_table": timing_table(material.timings),
         "provenance_table": report_tables.provenance_table(
             (*material.results, *material.shorter_results), material.target_results, data_description, seconds
         ),
@@ -228,6 +234,13 @@ def _summary(material: Material) -> str:
             caption=f"{name} at width {run.model.width}, lr {run.hparams.lr:.3g}: what it did to the hidden matrices, "
             "by layer, geometric means over blocks. Singular values are those of the momentum at Frobenius norm 1.",
             figure=figures.optimizer_diagnostics(frame, name),
+        )
+    if any(timing.ratio is not None for timing in material.timings):
+        yield Drawn(
+            section="timing",
+            stem="predicted_time",
+            caption="Training time over what a few steps, measured beforehand, had predicted for the steps taken.",
+            figure=figures.predicted_time(material.timings),
         )
     yield Drawn(
         section="curves",

@@ -8,6 +8,7 @@ from analysis.figures.losses import loss_against_lr
 from analysis.figures.scaling import drift, loss_against_width
 from analysis.figures.style import save
 from analysis.figures.target import MeasuredPoint, Target, predicted_against_measured
+from analysis.figures.timing import predicted_time
 
 __all__ = [
     "CoordPoint",
@@ -22,6 +23,7 @@ __all__ = [
     "loss_curves",
     "optimizer_diagnostics",
     "predicted_against_measured",
+    "predicted_time",
     "save",
     "transfer_gaps",
 ]

@@ -95,6 +95,7 @@ def _compiled_gradients(model: Transformer, layouts: Sequence[Stack], mode: Mode
         gradients, value = grad_and_value(loss)([weight[0] for weight in weights], windows[0])
         return [gradient[None] for gradient in gradients], value[None]
 
+    torch._inductor.config.deterministic = torch.are_deterministic_algorithms_enabled()
     torch._dynamo.config.recompile_limit = _MOST_VARIANTS
     torch._dynamo.config.accumulated_recompile_limit = _MOST_VARIANTS
     options = {"triton.cudagraphs": True} if mode.device == "cuda" else None

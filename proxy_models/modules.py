@@ -51,7 +51,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, RMS_EPS)
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), RMS_EPS)
 
 
 def roles(model: nn.Module) -> dict[str, Role]:

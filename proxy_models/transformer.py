@@ -53,8 +53,8 @@ class Attention(nn.Module):
             project(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H, T, K)
             for project in (self.query, self.key, self.value)
         )
-        q = rotate(self.query_norm(q), cos, sin)
-        k = rotate(self.key_norm(k), cos, sin)
+        q = rotate(self.query_norm(q), cos, sin).to(v.dtype)  # the table is float32, also where products are not
+        k = rotate(self.key_norm(k), cos, sin).to(v.dtype)
         if tap is not _ignore:
             tap("attention_logits", q @ k.mT * self.logit_scale)  # the fused kernel below never shows them
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.logit_scale)

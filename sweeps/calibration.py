@@ -205,13 +205,13 @@ def _worker_settings() -> Iterator[None]:
 
     from sweeps.worker import prepare_process
 
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    threads, deterministic = torch.get_num_threads(), torch.get_deterministic_debug_mode()
     prepare_process()
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
+        torch.set_deterministic_debug_mode(deterministic)
 
 
 def _random_tokens(run: RunConfig) -> "TokenData":

@@ -33,7 +33,8 @@ def prepare_process() -> None:
     """One thread and deterministic kernels, so that a trial gives the same numbers wherever it runs."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
+    # As torch.use_deterministic_algorithms(True), which also loads torch's compiler: a second of every process.
+    torch.set_deterministic_debug_mode("error")
 
 
 def run_pack(

@@ -27,3 +27,14 @@ def test_analysis_loads_neither_torch_nor_ray() -> None:
 @pytest.mark.parametrize("module", ["analysis.fit", "analysis.drift", "analysis.loss_law"])
 def test_fits_load_no_figures(module: str) -> None:
     assert loaded_by([module], ("torch", "ray", "matplotlib")) == []
+
+
+def test_planning_an_engine_loads_no_torch() -> None:
+    assert loaded_by(["sweeps.calibration", "sweeps.engine", "analysis.timing"], ("torch", "ray")) == []
+
+
+def test_a_worker_starts_without_torchs_compiler() -> None:
+    """Which takes as long to load as torch itself, and is needed only where something is compiled."""
+    code = "import sys; from sweeps.worker import prepare_process; prepare_process(); print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -1,1 +1,1 @@
-"""What to run, running it, and what came back. Only `ray_backend` imports ray."""
+"""What to run, running it, and what came back. Only modules named `ray_*` import ray."""

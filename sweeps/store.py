@@ -101,6 +101,10 @@ class ResultStore:
             return None
         return result
 
+    def is_committed(self, trial_id: str) -> bool:
+        """Whether the trial has a file, read or not."""
+        return self._file(trial_id).exists()
+
     def committed_ids(self) -> set[str]:
         """Ids of the trials with a file, read or not."""
         return {file.stem for file in (self.folder / "trials").glob("[!.]*.parquet")}

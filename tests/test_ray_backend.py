@@ -20,7 +20,8 @@ import pytest
 
 from sweeps.local_backend import LocalBackend
 from sweeps.pack import make_packs
-from sweeps.ray_backend import RayBackend, _describe_loss
+from sweeps.ray_backend import RayBackend
+from sweeps.ray_monitor import describe_loss
 from sweeps.run import BackendError, Event, PackStarted, SweepOutcome, TrialFailed, TrialFinished, run_sweep
 from sweeps.store import ResultStore
 from sweeps.trial import Trial, TrialStatus
@@ -110,7 +111,7 @@ def test_a_killed_worker_is_a_failure_that_is_tried_again(tmp_path: Path) -> Non
     def kill_the_first_workers(event: Event) -> None:
         if isinstance(event, TrialFinished) and not any(isinstance(before, TrialFinished) for before in events):
             for pid, command in children_of(os.getpid()):
-                if command.startswith(("ray::ResourceTrainable", "ray::_PackRunner")):
+                if command.startswith(("ray::ResourceTrainable", "ray::PackRunner")):
                     os.kill(pid, signal.SIGKILL)
         events.append(event)
 
@@ -157,7 +158,7 @@ def execute_at(address: str, folder: Path) -> None:
     ],
 )
 def test_a_loss_is_told_in_one_line(error: object, text: str) -> None:
-    assert _describe_loss(error) == text
+    assert describe_loss(error) == text
 
 
 def watch(driver: subprocess.Popen[str]) -> tuple[list[dict[str, Any]], set[int]]:

@@ -52,11 +52,6 @@ def mode_from_name(name: str) -> Mode:
 
 
 def loss_tolerance(mode: Mode) -> float:
-    """How far a run's validation loss may lie from the eager loop's, as a fraction of it."""
-    return 0.0 if mode.executor == "loop" and not mode.compiled else 1e-3
-
-
-def loss_tolerance(mode: Mode) -> float:
     """How far a final loss may be, relatively, from that of the same run by the eager loop in float32; 0: bitwise.
 
     Holds where rounding is not blown up. At learning rates far above the best, training is chaotic, and a change of

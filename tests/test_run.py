@@ -274,6 +274,7 @@ def test_a_killed_sweep_resumes_where_it_was(tmp_path: Path) -> None:
         "reused": len(finished),
         "completed": N_TRIALS - N_DIVERGED,
         "diverged": N_DIVERGED,
+        "stopped": 0,
         "failed": 0,
     }
     assert len(started) == N_TRIALS - len(finished)

@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -158,6 +159,15 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
         store.commit(replace(completed(one, loss), provenance=provenance()))
     (folder / "goal.toml").write_text("width = 256\nseeds = [0]\n")
     return folder
+
+
+def test_plan_says_what_trunks_save(recorded: Path) -> None:
+    """Of 140 steps of three horizons, the branches take over 16 and 32."""
+    result = invoke("plan", recorded / "spec.toml", "--backend", "local", "--json")
+    assert result.exit_code == 0, result.stderr
+    cost = json.loads(result.stdout)
+    assert cost["flops_saved_by_trunks"] == pytest.approx(48 / 140 * sum(row["flops"] for row in cost["costs"]))
+    assert re.search(r"Saved by trunks, .* FLOPs, 34%", invoke("plan", recorded / "spec.toml").stdout)
 
 
 def test_fits_are_of_the_longest_and_say_so(recorded: Path) -> None:

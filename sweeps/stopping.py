@@ -6,6 +6,8 @@ whatever the optimizer and the width, so only a gap that stays large after that 
 the best learning rate before the decay, that is none. Pure; `benchmarks/early_stopping.py` has the evidence.
 """
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -107,33 +109,34 @@ def to_stop(losses: Mapping[float, Floats], line: Trial, *, keep_nats: float) ->
     over seeds, and no less than the line's typical one; with one seed, the scatter of single steps.
     """
     lrs = sorted(losses)
-    step = next(iter(losses.values())).shape[1]
     smooth = {lr: _smoothed(losses[lr]) for lr in lrs}
     best = min(range(len(lrs)), key=lambda index: smooth[lrs[index]].mean())
     gaps = {lr: smooth[lr] - smooth[lrs[best]] for lr in lrs}
     errors = _errors(losses, gaps, lrs[best])
-    sides = [lrs[: max(0, best - NEIGHBORS)], lrs[: best + NEIGHBORS : -1]]
-    stops = []
-    for below, side in zip((True, False), sides, strict=True):
-        frac = KEPT_SHARE * kept_frac(line.run, step, below=below)
-        for lr in side:
-            gap, threshold = float(gaps[lr].mean()), keep_nats / frac if frac > 0 else np.inf
-            if not gap - SURE_ERRORS * errors[lr] > threshold:
-                break
-            stops.append(
-                Stop(
-                    step=step,
-                    lr=lr,
-                    best_lr=lrs[best],
-                    gap=gap,
-                    gap_se=errors[lr],
-                    threshold=threshold,
-                    keep_nats=keep_nats,
-                    line_id=line.trial_id,
-                )
+    stops: list[Stop] = []
+    for side in (lrs[: max(0, best - NEIGHBORS)], lrs[: best + NEIGHBORS : -1]):
+        judged = (
+            Stop(
+                step=losses[lr].shape[1],
+                lr=lr,
+                best_lr=lrs[best],
+                gap=float(gaps[lr].mean()),
+                gap_se=errors[lr],
+                threshold=_threshold(line.run, losses[lr].shape[1], keep_nats, below=lr < lrs[best]),
+                keep_nats=keep_nats,
+                line_id=line.trial_id,
             )
+            for lr in side
+        )
+        stops += itertools.takewhile(lambda stop: stop.gap - SURE_ERRORS * stop.gap_se > stop.threshold, judged)
     stops.sort(key=lambda stop: -abs(lrs.index(stop.lr) - best))
     return {stop.lr: stop for stop in stops[: len(lrs) // 2]}
+
+
+def _threshold(run: RunConfig, step: int, keep_nats: float, *, below: bool) -> float:
+    """The gap of which at least keep_nats is left at the end."""
+    frac = KEPT_SHARE * kept_frac(run, step, below=below)
+    return keep_nats / frac if frac > 0 else math.inf
 
 
 def _smoothed(losses: Floats) -> Floats:

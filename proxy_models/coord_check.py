@@ -4,7 +4,7 @@ The unit test of a parametrization (Yang et al. 2022, arXiv:2203.03466, appendix
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,24 +75,23 @@ class CoordCheck:
 
 
 def coordinate_check(
-    runs: Iterable[tuple[str, RunConfig]],
-    data: TokenData,
-    *,
-    steps: int,
-    tolerance: float,
-    on_run: Callable[[], None] = lambda: None,
+    runs: Iterable[tuple[str, RunConfig]], data: TokenData, *, steps: int, tolerance: float
 ) -> CoordCheck:
     """Train each run for `steps` updates and fit the slopes. A run comes with the name of its optimizer.
 
-    The runs of one (optimizer, parametrization) must cover at least four widths.
+    Raises:
+        ValueError: as `check_of`.
+    """
+    points = [point for name, run in runs for point in activation_sizes(name, run, data, steps=steps)]
+    return check_of(points, tolerance=tolerance)
+
+
+def check_of(points: Sequence[CoordPoint], *, tolerance: float) -> CoordCheck:
+    """The slopes of what was measured.
 
     Raises:
-        ValueError: fewer widths.
+        ValueError: fewer than four widths of some (optimizer, parametrization).
     """
-    points: list[CoordPoint] = []
-    for name, run in runs:
-        points += activation_sizes(name, run, data, steps=steps)
-        on_run()
     for (optimizer, parametrization), widths in _widths(points).items():
         if len(widths) < 4:
             raise ValueError(

@@ -183,13 +183,15 @@ def check(spec: Spec, out: Out = None, json: Json = False) -> None:
         from transfer import pipeline, tables
 
         loaded = load_spec(spec)
-        gate = pipeline.run_gate(loaded, out or pipeline.default_folder(loaded))
+        folder = out or pipeline.default_folder(loaded)
+        gate = pipeline.run_gate(loaded, folder, processes=Execution().processes)
         if json:
             emit_json(tables.gate_json(gate))
         else:
             tables.show_gate(gate)
         gate.refuse_failure()
 
+        from transfer.execution import Execution
 
 @app.command()
 def sweep(

@@ -45,6 +45,11 @@ class Execution:
     gpus_per_worker: float | None = None  # None: one where the plan is to train on GPUs
 
     @property
+    @property
+    def processes(self) -> int:
+        """That may compute on this machine at a time."""
+        return 1 if self.backend == "local" else self.workers or os.cpu_count() or 1
+
     def start_seconds(self) -> float:
         """About what passes before the first trial starts."""
         return RAY_START_SECONDS if self.backend == "ray" else 0.0

@@ -11,6 +11,7 @@ from proxy_models.config import Parametrization, RunConfig, first_steps
 from sweeps.files import replace_file
 from sweeps.spec import SweepSpec, axes_of, run_config
 from sweeps.trial import NUMERICS_VERSION, canonical_json
+from transfer.gate_processes import measure
 
 if TYPE_CHECKING:
     from proxy_models.coord_check import CoordCheck
@@ -72,13 +73,18 @@ def _check_run(spec: SweepSpec, optimizer: str, width: int, seed: int) -> RunCon
 
 
 def coordinate_gate(
-    spec: SweepSpec, data: "TokenData", folder: Path, *, on_run: Callable[[int, int], None] = lambda done, of: None
+    spec: SweepSpec,
+    data: "TokenData",
+    folder: Path,
+    *,
+    processes: int = 1,
+    on_run: Callable[[int, int], None] = lambda done, of: None,
 ) -> Gate:
     """The check of this spec on this data: from `folder`/check.json if that is the same check, else measured."""
     runs = check_runs(spec)
     key = _key(runs, spec, data.fingerprint)
     cached = _read(folder / CHECK_FILE, key)
-    check = cached or _measure(runs, spec, data, on_run)
+    check = cached or _measure(runs, spec, data, processes, on_run)
     if cached is None:
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"schema_version": 1, "key": key, "check": asdict(check)}, separators=(",", ":"))
@@ -103,12 +109,12 @@ def _key(runs: Sequence[tuple[str, RunConfig]], spec: SweepSpec, fingerprint: st
 
 
 def _measure(
-    runs: Sequence[tuple[str, RunConfig]], spec: SweepSpec, data: "TokenData", on_run: Callable[[int, int], None]
+    runs: Sequence[tuple[str, RunConfig]],
+    spec: SweepSpec,
+    data: "TokenData",
+    processes: int,
+    on_run: Callable[[int, int], None],
 ) -> "CoordCheck":
-    from proxy_models.coord_check import coordinate_check
-    from sweeps.worker import prepare_process
-
-    prepare_process()
     done = 0
 
     def count() -> None:
@@ -116,7 +122,10 @@ def _measure(
         done += 1
         on_run(done, len(runs))
 
-    return coordinate_check(runs, data, steps=spec.check.steps, tolerance=spec.check.tolerance, on_run=count)
+    points = measure(runs, data, steps=spec.check.steps, processes=processes, on_run=count)
+    from proxy_models.coord_check import check_of
+
+    return check_of(points, tolerance=spec.check.tolerance)
 
 
 def _read(file: Path, key: str | None) -> "CoordCheck | None":

@@ -51,14 +51,18 @@ def default_folder(spec: SweepSpec) -> Path:
     return Path("results") / spec.name
 
 
-def run_gate(spec: SweepSpec, folder: Path) -> "Gate":
+def run_gate(spec: SweepSpec, folder: Path, *, processes: int) -> "Gate":
     """The coordinate check, from the folder's cache when it is the same check."""
     from transfer.gate import check_runs, coordinate_gate
 
     data = load_tokens(spec)
     with Progress("coordinate check", len(check_runs(spec))) as progress:
         return coordinate_gate(
-            spec, data, folder, on_run=lambda done, of: progress.advance(1, f"{done} of {of} short runs")
+            spec,
+            data,
+            folder,
+            processes=processes,
+            on_run=lambda done, of: progress.advance(1, f"{done} of {of} short runs"),
         )
 
 
@@ -71,7 +75,7 @@ def sweep(
         GateError: the coordinate check failed (with `gate`).
         TrialsFailed: some trials have no result after every attempt.
     """
-    return run_prepared(spec, *prepare(spec, folder, fresh=fresh, gate=gate), execution)
+    return run_prepared(spec, *prepare(spec, folder, execution, fresh=fresh, gate=gate), execution)
 
 
 def run_prepared(spec: SweepSpec, store: ResultStore, trials: Sequence[Trial], execution: Execution) -> SweepOutcome:
@@ -264,7 +268,9 @@ def verify(plan: "TransferPlan", folder: Path, execution: Execution) -> "Verific
     return verified
 
 
-def prepare(spec: SweepSpec, folder: Path, *, fresh: bool, gate: bool) -> tuple[ResultStore, tuple[Trial, ...]]:
+def prepare(
+    spec: SweepSpec, folder: Path, execution: Execution, *, fresh: bool, gate: bool
+) -> tuple[ResultStore, tuple[Trial, ...]]:
     """Make the folder this sweep's, or find that it is, before anything else is written there; then the gate.
 
     Raises:
@@ -281,7 +287,7 @@ def prepare(spec: SweepSpec, folder: Path, *, fresh: bool, gate: bool) -> tuple[
     store.bind(name=spec.name, spec_text=spec.text, planned_ids=[trial.trial_id for trial in trials])
     folders.write_origin(folder, spec)
     if gate:
-        run_gate(spec, folder).refuse_failure()
+        run_gate(spec, folder, processes=execution.processes).refuse_failure()
     return store, trials
 
 

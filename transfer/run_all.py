@@ -47,7 +47,7 @@ def run_all(
         folders.write(out, folders.TIMES, json.dumps(seconds, indent=1) + "\n")
         return value
 
-    store, trials = timed("coordinate check", lambda: prepare(spec, out, fresh=fresh, gate=gate))
+    store, trials = timed("coordinate check", lambda: prepare(spec, out, execution, fresh=fresh, gate=gate))
     timed("sweep", lambda: run_prepared(spec, store, trials, execution))
     if check_pack is not None:
         checks = timed("trials alone", lambda: pack_check.check_pack(out, check_pack))

@@ -171,6 +171,26 @@ def test_an_engine_of_the_users_choice_is_planned_in_packs(tmp_path: Path) -> No
     assert all(c["pack_bytes"] == 6 * c["bytes"] for c in costs)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--gpus-per-worker", "0"), "--gpus-per-worker must be a fraction above 0 or a whole number, got 0"),
+        (("--gpus-per-worker", "-1"), "got -1"),
+        (("--gpus-per-worker", "1.5"), "got 1.5"),
+        (("--gpus-per-worker", "nan"), "got nan"),
+        (("--gpus-per-worker", "0.5", "--backend", "local"), "--backend local is one process"),
+    ],
+)
+def test_shares_of_gpus_that_ray_cannot_give_are_refused(
+    tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    spec, _ = write_tiny(tmp_path)
+    result = invoke("sweep", spec, "--out", tmp_path / "out", *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_damaged_plan_is_refused(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text('{"schema_version": 1}')
     result = invoke("verify", tmp_path / "plan.json", tmp_path)

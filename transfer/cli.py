@@ -56,6 +56,14 @@ Workers = Annotated[
     int | None, typer.Option(min=1, help="Worker processes of one core each.", show_default="one a core; 1 for local")
 ]
 Address = Annotated[str | None, typer.Option(help="A running Ray cluster, for example `auto`.", show_default=False)]
+GpusPerWorker = Annotated[
+    float | None,
+    typer.Option(
+        metavar="N",
+        help="GPUs of a worker; a fraction shares one between workers.",
+        show_default="1 where the plan trains on GPUs, else none",
+    ),
+]
 Fresh = Annotated[
     bool, typer.Option("--fresh", help="Rename an existing results folder and start anew. Deletes nothing.")
 ]
@@ -97,6 +105,7 @@ def plan(
     ] = None,
     backend: Backend = "ray",
     workers: Workers = None,
+    gpus_per_worker: GpusPerWorker = None,
     json: Json = False,
 ) -> None:
     """Show what a sweep would run: trials, modes and packs, FLOPs, memory, and time by steps measured here once.
@@ -116,7 +125,7 @@ def plan(
             if given:
                 raise SpecError(f"{', '.join(given)}: needs --budget or --excess. Add one of them.")
             trials = expected_trials(loaded, pipeline.load_tokens(loaded).fingerprint)
-            cost = sweep_cost(trials, loaded, _execution(backend, workers, None))
+            cost = sweep_cost(trials, loaded, _execution(backend, workers, None, gpus_per_worker))
             if json:
                 emit_json({"schema_version": 1, "sweep": loaded.name, **cost.to_json()})
             else:
@@ -181,6 +190,7 @@ def check(spec: Spec, out: Out = None, json: Json = False) -> None:
     with exit_statuses():
         from sweeps.spec import load_spec
         from transfer import pipeline, tables
+        from transfer.execution import Execution
 
         loaded = load_spec(spec)
         folder = out or pipeline.default_folder(loaded)
@@ -191,7 +201,6 @@ def check(spec: Spec, out: Out = None, json: Json = False) -> None:
             tables.show_gate(gate)
         gate.refuse_failure()
 
-        from transfer.execution import Execution
 
 @app.command()
 def sweep(
@@ -200,6 +209,7 @@ def sweep(
     backend: Backend = "ray",
     workers: Workers = None,
     address: Address = None,
+    gpus_per_worker: GpusPerWorker = None,
     fresh: Fresh = False,
     no_check: NoCheck = False,
     check_pack: CheckPack = None,
@@ -212,7 +222,7 @@ def sweep(
 
         loaded = load_spec(spec)
         folder = out or pipeline.default_folder(loaded)
-        execution = _execution(backend, workers, address)
+        execution = _execution(backend, workers, address, gpus_per_worker)
         pipeline.sweep(loaded, folder, execution, fresh=fresh, gate=not no_check)
         if check_pack is None:
             tables.show_status(pipeline.status(folder), as_json=json)
@@ -310,6 +320,7 @@ def verify(
     backend: Backend = "ray",
     workers: Workers = None,
     address: Address = None,
+    gpus_per_worker: GpusPerWorker = None,
     json: Json = False,
 ) -> None:
     """Train the target at the planned lr and one octave either side, and compare with the plan."""
@@ -319,7 +330,7 @@ def verify(
         from transfer.verification import VERIFICATION_JSON
 
         refuse_import(folder)
-        verified = pipeline.verify(read_plan(plan), folder, _execution(backend, workers, address))
+        verified = pipeline.verify(read_plan(plan), folder, _execution(backend, workers, address, gpus_per_worker))
         if json:
             emit_json(VERIFICATION_JSON.dump_python(verified, mode="json"))
         else:
@@ -352,6 +363,7 @@ def run(
     backend: Backend = "ray",
     workers: Workers = None,
     address: Address = None,
+    gpus_per_worker: GpusPerWorker = None,
     fresh: Fresh = False,
     no_check: NoCheck = False,
     check_pack: CheckPack = None,
@@ -362,7 +374,7 @@ def run(
         from transfer.folder import PLAN, read_plan, read_verification
         from transfer.run_all import run_all
 
-        execution = _execution(backend, workers, address)
+        execution = _execution(backend, workers, address, gpus_per_worker)
         page = run_all(spec, target, out, execution, fresh=fresh, gate=not no_check, check_pack=check_pack)
         tables.show_plan(read_plan(page.parent.parent / PLAN))
         verified = read_verification(page.parent.parent)
@@ -465,7 +477,7 @@ def main(
     """Options of the program itself; its help is the app's."""
 
 
-def _execution(backend: str, workers: int | None, address: str | None) -> "Execution":
+def _execution(backend: str, workers: int | None, address: str | None, gpus_per_worker: float | None) -> "Execution":
     from sweeps.spec import SpecError
     from transfer.execution import Execution
 
@@ -480,4 +492,16 @@ def _execution(backend: str, workers: int | None, address: str | None) -> "Execu
             f"--address must not be a Ray Client's, got {address}: Ray Tune does not work well through it. Run this "
             "command on the cluster with --address auto."
         )
-    return Execution(backend=backend, workers=workers, address=address)  # type: ignore[arg-type]
+    if backend == "local" and gpus_per_worker is not None:
+        raise SpecError("--gpus-per-worker is for Ray's workers, and --backend local is one process. Remove it.")
+    if gpus_per_worker is not None and not (0 < gpus_per_worker < 1 or gpus_per_worker in range(1, 1025)):
+        raise SpecError(
+            f"--gpus-per-worker must be a fraction above 0 or a whole number, got {gpus_per_worker:g}. Without it a "
+            "worker has one GPU where the plan trains on GPUs, else none."
+        )
+    return Execution(
+        backend=backend,  # type: ignore[arg-type]
+        workers=workers,
+        address=address,
+        gpus_per_worker=gpus_per_worker,
+    )

@@ -1,7 +1,8 @@
 """Training a list of trials on the chosen backend, with progress on the terminal."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -45,11 +46,11 @@ class Execution:
     gpus_per_worker: float | None = None  # None: one where the plan is to train on GPUs
 
     @property
-    @property
     def processes(self) -> int:
         """That may compute on this machine at a time."""
         return 1 if self.backend == "local" else self.workers or os.cpu_count() or 1
 
+    @property
     def start_seconds(self) -> float:
         """About what passes before the first trial starts."""
         return RAY_START_SECONDS if self.backend == "ray" else 0.0
@@ -66,6 +67,18 @@ class Execution:
         if self.gpus_per_worker is not None:
             return self.gpus_per_worker
         return 1.0 if device_of(spec, machine) == "cuda" else 0.0
+
+
+@contextmanager
+def session(execution: Execution) -> Iterator[None]:
+    """Within this, what trains on Ray uses one Ray, which the first starts or reaches; it ends with this."""
+    if execution.backend == "local":
+        yield
+        return
+    from sweeps.ray_cluster import kept_cluster
+
+    with kept_cluster():
+        yield
 
 
 def run_trials(

@@ -11,6 +11,7 @@ from sweeps.pack import Pack
 from sweeps.provenance import provenance
 from sweeps.ray_worker import BASIN, PACK
 from sweeps.run import BackendError, Interrupted, OnEvent, PackStarted, TrialFinished
+from sweeps.stopping import stopped_results
 from sweeps.store import ResultStore
 
 _POLL_SECONDS = 0.5
@@ -70,9 +71,11 @@ class Monitor(tune.Callback):  # type: ignore[misc]
             raise BackendError(f"a worker cannot go on: {self.stop}")
 
     def report_finished(self, pack: Pack) -> None:
-        """Send an event for each result of a pack that has appeared since the last call."""
-        for trial in pack.trials:
-            result = None if trial.trial_id in self.told else self.store.read_one(trial.trial_id)
+        """Send an event for each result of a pack, and each trial of it stopped early, since the last call."""
+        rule = pack.stopping
+        stopped = {} if rule is None else stopped_results(pack.trials, self.store.read_stops(), rule)
+        for trial in (trial for trial in pack.trials if trial.trial_id not in self.told):
+            result = self.store.read_one(trial.trial_id) or stopped.get(trial.trial_id)
             if result is not None:
                 self.told.add(trial.trial_id)
                 self.on_event(TrialFinished(result=result))

@@ -25,7 +25,7 @@ from sweeps.halving import Rungs, halving_packs
 from sweeps.local_backend import LocalBackend
 from sweeps.pack import Pack, make_packs
 from sweeps.provenance import provenance
-from sweeps.run import SweepOutcome, TrialFinished, run_sweep
+from sweeps.run import Backend, SweepOutcome, TrialFinished, run_sweep
 from sweeps.spec import SpecError, load_spec
 from sweeps.stopping import (
     KEPT_SHARE,
@@ -56,6 +56,7 @@ RUN = replace(
 )
 LINE = replace(LINE, run=RUN)
 KEEP = 0.15
+LOCAL = LocalBackend()
 
 
 def curves(
@@ -399,14 +400,18 @@ def write_stopping_sweep(folder: Path) -> tuple[Stopping, tuple[Trial, ...]]:
 
 
 def run(
-    folder: Path, trials: Sequence[Trial], stopping: Stopping | None, mode: Mode = EAGER_LOOP
+    folder: Path,
+    trials: Sequence[Trial],
+    stopping: Stopping | None,
+    mode: Mode = EAGER_LOOP,
+    backend: Backend = LOCAL,
 ) -> tuple[SweepOutcome, list[TrialResult]]:
     events: list[TrialResult] = []
     outcome = run_sweep(
         trials,
         store=ResultStore(folder / "results"),
         data_source=load_spec(folder / "spec.toml").data_source(),
-        backend=LocalBackend(),
+        backend=backend,
         workers=1,
         pack=partial(make_packs, size=3, mode=mode),
         stopping=stopping,
@@ -452,6 +457,20 @@ def test_a_sweep_stops_resumes_after_a_kill_and_finds_the_same_optimum(tmp_path:
     ]
     assert fits[1].interval is not None
     assert fits[1].interval.low <= fits[0].log2_value <= fits[1].interval.high
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_ray_stops_the_same_and_tells(tmp_path: Path) -> None:
+    from sweeps.ray_backend import RayBackend
+
+    stopping, trials = write_stopping_sweep(tmp_path / "local")
+    local, _ = run(tmp_path / "local", trials, stopping)
+    write_stopping_sweep(tmp_path / "ray")
+    outcome, finished = run(tmp_path / "ray", trials, stopping, backend=RayBackend())
+    assert all(outcome.results[i].same_numbers(result) for i, result in local.results.items())
+    assert sorted(r.trial_id for r in finished) == sorted(t.trial_id for t in trials)
+    assert outcome.count(TrialStatus.STOPPED) == sum(r.status is TrialStatus.STOPPED for r in finished) > 0
 
 
 # --- what a user sees

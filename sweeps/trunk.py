@@ -148,8 +148,3 @@ def _within(pack: Pack, starts: Mapping[str, Fork], forks: Mapping[str, tuple[in
     own_starts = {trial_id: starts[trial_id] for trial_id in ids if trial_id in starts}
     own_forks = {trial_id: forks[trial_id] for trial_id in ids if trial_id in forks}
     return replace(pack, starts=own_starts, forks=own_forks) if own_starts or own_forks else pack
-
-
-def waits_for(pack: Pack) -> frozenset[Fork]:
-    """States that a pack's branches go on from."""
-    return frozenset(pack.starts.values())

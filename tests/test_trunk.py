@@ -35,7 +35,6 @@ from sweeps.trunk import (
     plan_tree,
     shared_steps,
     stable_part,
-    waits_for,
 )
 from tests.sweep_helpers import read_sweep, start_driver, stop_after
 
@@ -205,12 +204,12 @@ def test_packs_of_trunks_come_before_those_that_wait() -> None:
     assert sorted(one.trial_id for pack in packs for one in pack.trials) == sorted(t.trial_id for t in [lone, *grid])
     made: set[Fork] = set()
     for pack in packs:
-        assert waits_for(pack) <= made
+        assert set(pack.starts.values()) <= made
         assert pack.starts.keys() in (set(), {one.trial_id for one in pack.trials})
         assert len({fork.step for fork in pack.starts.values()}) <= 1
         made |= {Fork(trunk_id=trunk, step=step) for trunk, steps in pack.forks.items() for step in steps}
     assert len(made) == 6
-    assert made == set().union(*map(waits_for, packs))
+    assert made == {fork for pack in packs for fork in pack.starts.values()}
     waiting = [pack.flops - flops_saved(pack) for pack in packs if pack.starts]
     assert waiting == sorted(waiting, reverse=True)
 

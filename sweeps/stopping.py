@@ -21,7 +21,8 @@ from sweeps.trial import Trial, TrialResult, TrialStatus
 
 Floats = NDArray[np.float64]
 
-# The least seen, over `kept_frac`, was 0.87 below the best learning rate and 0.89 above it, in 1,000 gaps.
+# Of 414 gaps below the best and 331 above it, beyond its neighbors and from 0.15 nats up, at least 0.88 and 0.89 of
+# `kept_frac` was left.
 KEPT_SHARE = 0.8
 SURE_ERRORS = 2  # standard errors that a gap is taken smaller by
 NEIGHBORS = 2  # of the best learning rate, to each side, that are never dropped: the optimum may still move

@@ -2,7 +2,7 @@
 
 `python -m tests.worker_driver FOLDER MODE TRIALS STEPS CHECKPOINT_SECONDS [MEGABYTES]`
 
-trains `worker_pack` into FOLDER/results. With MEGABYTES, so much more memory than it has at the start can be had.
+trains `worker_pack` into FOLDER/results. With MEGABYTES, so much more memory than a first small pack took can be had.
 Prints one JSON line for each group of trials that it tries to train together.
 """
 
@@ -59,17 +59,23 @@ def _train(jobs: Sequence[Job], *arguments: Any, **options: Any) -> Iterator[tup
 
 
 def main(folder: Path, mode: str, n_trials: int, steps: int, checkpoint_seconds: float, megabytes: int | None) -> None:
-    sweeps.worker.train = _train  # type: ignore[assignment]
     sweeps.worker.prepare_process()
-    vocab_size = 256 if megabytes is None else LARGE_VOCABULARY
-    pack = worker_pack(folder, mode_from_name(mode), n_trials, steps, vocab_size=vocab_size)
     if megabytes is not None:
+        work(folder / "warm-up", worker_pack(folder, mode_from_name(mode), 1, 2))
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + megabytes * 2**20, resource.RLIM_INFINITY))
+    sweeps.worker.train = _train  # type: ignore[assignment]
+    vocab_size = 256 if megabytes is None else LARGE_VOCABULARY
+    pack = worker_pack(folder, mode_from_name(mode), n_trials, steps, vocab_size=vocab_size)
+    work(folder / "results", pack, checkpoint_seconds)
+
+
+def work(results: Path, pack: Pack, checkpoint_seconds: float = 60.0) -> None:
+    """Run the pack."""
     sweeps.worker.run_pack(
         pack,
-        data_source=data_source(folder),
-        store=ResultStore(folder / "results"),
+        data_source=data_source(results.parent),
+        store=ResultStore(results),
         on_event=lambda event: None,
         checkpoint_seconds=checkpoint_seconds,
     )

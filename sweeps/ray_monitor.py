@@ -8,9 +8,10 @@ from ray import tune
 
 from sweeps.basin import PARAMETER, Basin, OnSuggest
 from sweeps.pack import Pack
+from sweeps.progress import WRITE_SECONDS, read_progress
 from sweeps.provenance import provenance
 from sweeps.ray_worker import BASIN, PACK
-from sweeps.run import BackendError, Interrupted, OnEvent, PackStarted, TrialFinished
+from sweeps.run import BackendError, Interrupted, OnEvent, PackStarted, TrialFinished, TrialProgress
 from sweeps.stopping import stopped_results
 from sweeps.store import ResultStore
 
@@ -38,6 +39,7 @@ class Monitor(tune.Callback):  # type: ignore[misc]
         self.lost: list[Any] = []  # Tune's trials whose worker died
         self.stop = ""  # why a worker says that the sweep cannot go on
         self.next_poll = 0.0
+        self.next_look = 0.0  # at the workers' own reports
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         pack = self.pack_of(trial.config)
@@ -52,6 +54,9 @@ class Monitor(tune.Callback):  # type: ignore[misc]
         if start >= self.next_poll:
             for pack in self.running.values():
                 self.report_finished(pack)
+            if start >= self.next_look:
+                self.report_progress()
+                self.next_look = start + WRITE_SECONDS
             now = time.monotonic()
             self.next_poll = now + max(_POLL_SECONDS, (now - start) / _POLL_SHARE)
 
@@ -79,6 +84,14 @@ class Monitor(tune.Callback):  # type: ignore[misc]
             if result is not None:
                 self.told.add(trial.trial_id)
                 self.on_event(TrialFinished(result=result))
+
+    def report_progress(self) -> None:
+        """Send an event for each trial that a worker says it trains."""
+        running = {trial.trial_id: trial for pack in self.running.values() for trial in pack.trials}
+        for worker in read_progress(self.store.folder):
+            for one in worker.running:
+                if one.trial_id in running and one.trial_id not in self.told:
+                    self.on_event(TrialProgress(trial=running[one.trial_id], step=one.step))
 
     def finish(self) -> None:
         """After the last trial: the last events, and the lost.

@@ -34,6 +34,14 @@ class PackStarted:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TrialProgress:
+    """How far a trial is that trains for long. Told now and then, and not by every backend."""
+
+    trial: Trial
+    step: int  # updates done, of trial.run.steps
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrialFinished:
     """A result, COMPLETED or DIVERGED, is recorded; or the trial was STOPPED early."""
 
@@ -50,7 +58,7 @@ class TrialFailed:
     max_attempts: int
 
 
-Event = PackStarted | TrialFinished | TrialFailed
+Event = PackStarted | TrialProgress | TrialFinished | TrialFailed
 OnEvent = Callable[[Event], None]
 MakePacks = Callable[[Sequence[Trial]], Sequence[Pack]]
 

@@ -11,7 +11,16 @@ from pathlib import Path
 
 from sweeps.local_backend import LocalBackend
 from sweeps.pack import make_packs
-from sweeps.run import Backend, Event, Interrupted, PackStarted, TrialFinished, run_sweep
+from sweeps.run import (
+    Backend,
+    Event,
+    Interrupted,
+    PackStarted,
+    TrialFailed,
+    TrialFinished,
+    TrialProgress,
+    run_sweep,
+)
 from sweeps.store import ResultStore
 from sweeps.trial import TrialStatus
 from tests.sweep_helpers import read_sweep
@@ -27,8 +36,10 @@ def on_event(event: Event) -> None:
             say(started=[trial.trial_id for trial in trials])
         case TrialFinished(result=result):
             say(finished=result.trial_id)
-        case failed:
-            say(failed=failed.trial.trial_id, error=failed.error)
+        case TrialFailed(trial=trial, error=error):
+            say(failed=trial.trial_id, error=error)
+        case TrialProgress():
+            pass
 
 
 def backend_of(name: str) -> Backend:

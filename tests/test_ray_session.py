@@ -20,7 +20,17 @@ from sweeps.pack import Fork, make_packs
 from sweeps.ray_backend import RayBackend
 from sweeps.ray_cluster import kept_cluster
 from sweeps.ray_worker import shared_data, start_anew
-from sweeps.run import Backend, BackendError, Event, PackStarted, SweepOutcome, TrialFailed, TrialFinished, run_sweep
+from sweeps.run import (
+    Backend,
+    BackendError,
+    Event,
+    PackStarted,
+    SweepOutcome,
+    TrialFailed,
+    TrialFinished,
+    TrialProgress,
+    run_sweep,
+)
 from sweeps.store import ResultStore
 from sweeps.trial import Trial, TrialStatus
 from sweeps.trunk import plan_tree
@@ -80,6 +90,7 @@ def test_a_branch_starts_while_its_trunk_trains_and_has_the_numbers_of_a_run_alo
     fork = plan_tree([trunk, branch]).starts[branch.trial_id]
     assert fork == Fork(trunk_id=trunk.trial_id, step=100)
     order: list[str] = []
+    steps: list[int] = []
 
     def note(event: Event) -> None:
         if isinstance(event, PackStarted) and event.trials == (branch,):
@@ -87,9 +98,13 @@ def test_a_branch_starts_while_its_trunk_trains_and_has_the_numbers_of_a_run_alo
             order.append("branch starts")
         elif isinstance(event, TrialFinished) and event.result.trial == trunk:
             order.append("trunk ends")
+        elif isinstance(event, TrialProgress) and event.trial == trunk:
+            steps.append(event.step)
 
     outcome = run((branch, trunk), source, tmp_path / "results", note)
     assert order == ["branch starts", "trunk ends"]
+    assert steps == sorted(steps)
+    assert 0 < steps[0] < 4000, "its progress was told"
     expected = alone(branch, source, tmp_path).results[branch.trial_id]
     assert outcome.results[branch.trial_id].same_numbers(expected)
 

@@ -15,6 +15,7 @@ from sweeps.run import (
     SweepOutcome,
     TrialFailed,
     TrialFinished,
+    TrialProgress,
     raising_interrupted,
     run_sweep,
 )
@@ -164,12 +165,21 @@ def run_basins(
 def _show(progress: Progress, n_trials: int, plans: Plans) -> OnEvent:
     """What tells of events on the terminal."""
     counts = dict.fromkeys(TrialStatus, 0)
+    shown: dict[str, float] = {}  # seconds of trials that train
+
+    def advance(trial: Trial, seconds: float) -> None:
+        before = shown.get(trial.trial_id, 0.0)  # more than now, where a lost trial began anew
+        shown[trial.trial_id] = max(seconds, before)
+        progress.advance(shown[trial.trial_id] - before, _count_note(counts, n_trials))
 
     def show(event: Event) -> None:
         match event:
             case TrialFinished(result=result):
                 counts[result.status] += 1
-                progress.advance(_seconds(result.trial, plans), _count_note(counts, n_trials))
+                advance(result.trial, _seconds(result.trial, plans))
+                del shown[result.trial_id]
+            case TrialProgress(trial=trial, step=step):
+                advance(trial, _seconds(trial, plans) * step / trial.run.steps)
             case TrialFailed(trial=trial, error=error, attempt=attempt, max_attempts=of):
                 say(f"trial {trial.trial_id} failed, attempt {attempt} of {of}: {error}")
             case PackStarted():

@@ -129,12 +129,14 @@ def _fit_pure(widths: Floats, losses: Floats) -> PowerLaw:
 
 def _fit_limited(widths: Floats, losses: Floats) -> PowerLaw:
     """Least squares: given the exponent the other two are linear, so one search over it is left."""
+    ratios, mean, lowest = widths / widths[0], float(losses.mean()), float(losses.min())
 
     def at(exponent: float) -> tuple[float, float, float]:
-        falling = (widths / widths[0]) ** -exponent
-        centered = falling - falling.mean()
-        slope = centered @ losses / (centered @ centered)
-        limit = float(np.clip(losses.mean() - slope * falling.mean(), 0.0, losses.min()))
+        falling = ratios**-exponent
+        level = float(falling.mean())
+        centered = falling - level
+        slope = float(centered @ losses / (centered @ centered))
+        limit = min(max(mean - slope * level, 0.0), lowest)
         reducible = float(max((losses - limit) @ falling / (falling @ falling), 0.0))
         return limit, reducible, float(np.sum((losses - limit - reducible * falling) ** 2))
 

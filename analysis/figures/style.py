@@ -168,5 +168,6 @@ def save(figure: Figure, folder: Path, stem: str) -> Path:
     svg = folder / f"{stem}.svg"
     with style.context(["default", dict(STYLE)]):
         figure.savefig(svg, metadata={"Date": None})
+        figure.set_layout_engine("none")  # the PNG is laid out as the SVG is: doing it again takes as long as drawing
         figure.savefig(folder / f"{stem}.png", dpi=150, metadata={"Software": None})
     return svg

@@ -15,9 +15,9 @@ from analysis.timing import Timing, timings
 from sweeps.shape_plans import read_plans
 from sweeps.spec import SweepSpec
 from sweeps.stages import Stage, read_stages
+from sweeps.stopping import Stop
 from sweeps.store import ResultStore
 from sweeps.trial import TrialResult
-from sweeps.stopping import Stop
 from transfer import folder as folders
 from transfer import pipeline, rates_tables, report_tables, report_text, stopping_tables
 from transfer.console import say
@@ -55,10 +55,10 @@ class Material:
     spec: SweepSpec
     planned: int
     results: tuple[TrialResult, ...]  # of the longest horizon
+    stopped: tuple[tuple[TrialResult, Stop], ...]
     shorter_results: tuple[TrialResult, ...]
     target_results: tuple[TrialResult, ...]
     labels: Mapping[str, str]
-    stopped: tuple[tuple[TrialResult, Stop], ...]
     fit: SweepFit
     stages: tuple[Stage, ...]  # of an adaptive search
     plan: TransferPlan | None
@@ -103,11 +103,11 @@ def read_material(folder: Path) -> Material:
         spec=spec,
         planned=len(recorded.planned),
         results=recorded.results,
+        stopped=recorded.stopped,
         shorter_results=recorded.shorter,
         target_results=recorded.others,
         labels=recorded.labels,
         fit=fit,
-        stopped=recorded.stopped,
         stages=tuple(read_stages(folder, spec)),
         plan=plan,
         verification=None if plan is None else _verification_of(plan, folder),
@@ -162,13 +162,13 @@ def text_context(material: Material, data_description: str, seconds: dict[str, f
         "penalties_table": rates_tables.penalties_table(fit),
         "joint_table": rates_tables.joint_table(fit),
         "stages_table": stages_table(material.stages),
+        "stopping_summary": stopping_tables.stopping_summary(material.results, material.stopped),
+        "stopping_table": stopping_tables.stopping_table(material.stopped, material.labels, fit),
         "plan_tables": report_tables.plan_sections(plan),
         "not_planned": plan.not_planned if plan else (),
         "verification_table": report_tables.verification_table(verification),
         "check_lines": list(report_text.check_lines(check, material.spec.run.parametrization)),
         "check_table": report_tables.check_table(check),
-        "stopping_summary": stopping_tables.stopping_summary(material.results, material.stopped),
-        "stopping_table": stopping_tables.stopping_table(material.stopped, material.labels, fit),
         "flags": report_text.flags(fit),
         "timing_table": timing_table(material.timings),
         "provenance_table": report_tables.provenance_table(
@@ -178,16 +178,16 @@ def text_context(material: Material, data_description: str, seconds: dict[str, f
     }
 
 
+def _summary(material: Material) -> str:
+    return report_text.summary(material.results, material.planned, material.fit, n_stopped=len(material.stopped))
+
+
 def draw(material: Material) -> Iterable[Drawn]:
     """Every figure that this material has the data for."""
     fit, targets = material.fit, figure_targets(material.plan, material.verification)
     yield Drawn(
         section="loss",
         stem="loss_against_lr",
-def _summary(material: Material) -> str:
-    return report_text.summary(material.results, material.planned, material.fit, n_stopped=len(material.stopped))
-
-
         caption="Validation loss against the learning rate at base width. Each width's optimum is marked with its "
         f"{fit.level:.0%} interval; the vertical line is the plan for the target.",
         figure=figures.loss_against_lr(fit, targets),

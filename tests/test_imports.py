@@ -35,6 +35,6 @@ def test_planning_an_engine_loads_no_torch() -> None:
 
 def test_a_worker_starts_without_torchs_compiler() -> None:
     """Which takes as long to load as torch itself, and is needed only where something is compiled."""
-    code = "import sys; from sweeps.worker import prepare_process; prepare_process(); print('torch._dynamo' in sys.modules)"
+    code = "import sys, sweeps.worker as w; w.prepare_process(); print('torch._dynamo' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -66,7 +66,7 @@ def load_data(source: DataSource, *, vocab_size: int, seq_len: int) -> TokenData
     digest = hashlib.sha256()
     for tokens in (train, validation):
         digest.update(f"{tokens.dtype.str}:{len(tokens)};".encode())
-        digest.update(tokens.tobytes())
+        digest.update(np.ascontiguousarray(tokens).view(np.uint8))  # a memory map is not copied
     return TokenData(train=train, validation=validation, fingerprint=digest.hexdigest()[:16], description=description)
 
 

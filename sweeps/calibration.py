@@ -48,7 +48,11 @@ class StepCost:
             raise ValueError(f"a step takes a finite time above 0 s and compiling at least 0 s, got {self}")
 
 
-Measure = Callable[[RunConfig, Mode, int], StepCost]
+class DoesNotFitError(RuntimeError):
+    """So many members need more memory than there is."""
+
+
+Measure = Callable[[RunConfig, Mode, int], StepCost]  # raises DoesNotFitError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,7 +169,20 @@ def _read(file: Path) -> dict[str, dict[str, StepCost]]:
 
 
 def measure_step(run: RunConfig, mode: Mode, members: int) -> StepCost:
-    """A step's median time over a few, in this process, under a worker's settings."""
+    """A step's median time over a few, in this process, under a worker's settings.
+
+    Raises:
+        DoesNotFitError: as it says.
+    """
+    import torch
+
+    try:
+        return _measured(run, mode, members)
+    except torch.OutOfMemoryError as error:
+        raise DoesNotFitError(f"{members} members at width {run.model.width}: {error}") from error
+
+
+def _measured(run: RunConfig, mode: Mode, members: int) -> StepCost:
     import torch
 
     from proxy_models.training import Training

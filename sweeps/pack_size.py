@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from proxy_models.accounting import training_bytes
 from proxy_models.mode import Device, Mode
-from sweeps.calibration import Machine, Measure, StepCost
+from sweeps.calibration import DoesNotFitError, Machine, Measure, StepCost
 from sweeps.shape_plans import Plans, Shape
 from sweeps.spec_errors import SpecError
 from sweeps.spec_models import EngineSection
@@ -78,7 +78,10 @@ def _doubled(shape: Shape, mode: Mode, most: int, measure: Measure) -> tuple[int
     size, cost = 1, measure(shape.run, mode, 1)
     while size < most:
         larger = min(2 * size, most)
-        next_cost = measure(shape.run, mode, larger)
+        try:
+            next_cost = measure(shape.run, mode, larger)
+        except DoesNotFitError:  # the count of bytes is not exact
+            break
         if next_cost.seconds > (1 - _LEAST_GAIN * (larger / size - 1)) * cost.seconds:
             break
         size, cost = larger, next_cost

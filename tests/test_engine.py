@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from proxy_models.config import RunConfig
 from proxy_models.mode import EAGER_LOOP, Mode
 from proxy_models.optimizer_config import AdamW
-from sweeps.calibration import Machine, StepCost
+from sweeps.calibration import DoesNotFitError, Machine, StepCost
 from sweeps.engine import plan_shapes
 from sweeps.pack import Fork, shape_of
 from sweeps.pack_size import Situation
@@ -155,6 +155,18 @@ def test_a_stack_fits_into_memory_and_leaves_work_to_every_worker() -> None:
     chosen = situation(trials, tight, workers=1, settings={"pack_size": 50})
     (asked,) = plan_shapes(trials, chosen, Planted({32: 1e-4}, stacked={50: 0.1}))
     assert asked.pack_size == 50
+
+
+def test_a_pack_that_does_not_fit_after_all_is_not_doubled_further() -> None:
+    trials, planted = some(100), Planted({32: 1e-4}, stacked={n: 1 / n for n in range(1, 101)})
+
+    def measure(run: RunConfig, mode: Mode, members: int) -> StepCost:
+        if members > 4:
+            raise DoesNotFitError("out of memory")
+        return planted(run, mode, members)
+
+    (plan,) = plan_shapes(trials, situation(trials, GPU, workers=1), measure)
+    assert plan.pack_size == 4
 
 
 def _planned(trials: Sequence[Trial], mode: Mode) -> dict[str, ShapePlan]:

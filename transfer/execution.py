@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from sweeps.ray_backend import RayBackend
 
 BackendName = Literal["ray", "local"]
-RAY_START_SECONDS = 9.0  # to Ray's start and that of its workers, who load torch; measured on two cores
+RAY_START_SECONDS = 9.0  # about, of Ray and its workers, who load torch, on two cores
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,7 +9,8 @@ medians are compared. All train with one thread a process, the ways that have wo
   left, as on any machine that was used before.
 * `ray_process_a_trial`: Ray Tune over a function, as its tutorial has it. `ray_reused_actors`: with actors reused and
   Tune's loggers off. `optuna`: a grid, trial after trial in one process. Data is a token file, mapped into memory.
-* `tried`: the same sweep with other settings of [engine], once each.
+* `tried`: the same sweep with other settings of [engine], twice each: `first_seconds` with nothing compiled before, and
+  `seconds` with what that left. `best` is the fastest of all settings, against the same runs of the others.
 
 The quick start's model and batch of 1024 tokens are what the goals are about: the batch this project's own sweeps
 have. The same with 256 tokens, where what a step costs beside its arithmetic weighs more, is reported beside it.
@@ -96,8 +97,8 @@ def measure(workload: Workload, folder: Path, *, repetitions: int, tried: Sequen
     for _ in range(repetitions):
         for name in COMPARED:
             runs[name].append(repetition(name, workload, folder))
-    others = {name: repetition(name, workload, folder) for name in tried}
     reference = runs["optuna"][0].losses
+    others = {name: tried_summary(name, workload, folder, reference) for name in tried}
     seconds = {name: statistics.median(run.seconds for run in ran) for name, ran in runs.items()}
     ratios = {name: seconds[name] / seconds["mutransfer"] for name in BASELINES}
     return {
@@ -106,8 +107,9 @@ def measure(workload: Workload, folder: Path, *, repetitions: int, tried: Sequen
         "widths": workload.widths,
         "trials": len(workload.grid),
         "ways": {name: summary(name, ran, reference) for name, ran in runs.items()},
-        "tried": {name: summary(name, [run], reference) for name, run in others.items()},
+        "tried": others,
         "trials_per_hour_over": ratios,
+        "best": best(seconds, others),
         "goals": {
             "over_ray_process_a_trial": document.goal(ratios["ray_process_a_trial"], at_least=OVER_PROCESSES),
             "over_best_of_the_others": document.goal(
@@ -149,6 +151,19 @@ def summary(name: str, runs: Sequence[Repetition], reference: Sequence[float]) -
         "largest_loss_difference": max(difference(run.losses, reference) for run in runs),
         **{key: runs[-1].outcome[key] for key in ("plan", "modes") if key in runs[-1].outcome},
     }
+
+
+def tried_summary(name: str, workload: Workload, folder: Path, reference: Sequence[float]) -> dict[str, Any]:
+    """Of the second of two runs."""
+    first, second = (repetition(name, workload, folder) for _ in range(2))
+    return summary(name, [second], reference) | {"first_seconds": first.seconds}
+
+
+def best(seconds: Mapping[str, float], others: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The fastest setting of the engine, and how many times the trials per hour of the others it reaches."""
+    settings = {"mutransfer": seconds["mutransfer"], **{name: row["median_seconds"] for name, row in others.items()}}
+    way = min(settings, key=lambda name: settings[name])
+    return {"way": way, "trials_per_hour_over": {name: seconds[name] / settings[way] for name in BASELINES}}
 
 
 def difference(losses: Sequence[float], reference: Sequence[float]) -> float:

@@ -60,6 +60,14 @@ def test_a_way_is_summed_up_by_its_median_and_its_share_of_arithmetic() -> None:
     assert sweep_throughput.summary("optuna", runs, [2.0, 1.0])["arithmetic"] == 8.0 / 10.0
 
 
+def test_the_best_setting_is_held_against_every_other_way() -> None:
+    seconds = {"mutransfer": 100.0, "ray_process_a_trial": 300.0, "ray_reused_actors": 120.0, "optuna": 200.0}
+    assert sweep_throughput.best(seconds, {})["way"] == "mutransfer"
+    best = sweep_throughput.best(seconds, {"mutransfer_compiled_loop": {"median_seconds": 80.0}})
+    assert best["way"] == "mutransfer_compiled_loop"
+    assert best["trials_per_hour_over"] == {"ray_process_a_trial": 3.75, "ray_reused_actors": 1.5, "optuna": 2.5}
+
+
 def test_idle_trials_are_real_trials(tmp_path: Path) -> None:
     row = measure(3, 2, "local", tmp_path)
     assert row["trials"] == 3

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 
+from analysis.figures import loss_against_lr
+from analysis.fit import fit_sweep
 from analysis.flags import Flag
 from analysis.optimum import fit_optimum
 from analysis.surface import surfaces
@@ -263,6 +265,18 @@ def test_a_stopped_value_bounds_the_optimum_and_is_not_taken_for_diverged() -> N
     assert not any(surface.diverged)
     assert not surface.missing
     assert fit_optimum(surface, band_nats=0.1, n_bootstrap=5, rng=np.random.default_rng(1)).flags == ()
+
+
+def test_the_figure_marks_what_was_stopped_apart_from_what_diverged() -> None:
+    losses = {x: None if x == -2 else 2.5 + 0.02 * (x + 6.3) ** 2 for x in range(-10, -1)}
+    results = [trial_result(loss, lr=2.0**x, seed=s) for x, loss in losses.items() for s in (3, 4)]
+    stop = Stop(step=9, lr=1.0, best_lr=2.0**-6, gap=3.0, gap_se=0.1, threshold=1.0, keep_nats=KEEP, line_id="l")
+    kept = [stopped_result(r.trial, stop) if r.trial.run.hparams.lr < 2.0**-8 else r for r in results]
+    fit = fit_sweep(kept, rng=np.random.default_rng(1), band_nats=0.1, n_bootstrap=20)
+    figure = loss_against_lr(fit)
+    marks = {line.get_marker(): list(line.get_xdata()) for line in figure.axes[0].lines if line.get_marker() in "+x"}
+    assert marks == {"+": [-10.0, -9.0], "x": [-2.0]}
+    assert {"stopped early", "diverged"} <= {text.get_text() for text in figure.legends[0].get_texts()}
 
 
 def test_a_lowest_loss_next_to_what_was_stopped_is_no_edge_and_is_flagged() -> None:

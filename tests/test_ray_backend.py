@@ -224,6 +224,7 @@ def test_a_sweep_on_a_running_cluster_leaves_it_running_and_no_scratch(tmp_path:
             "reused": reused,
             "completed": N_TRIALS - N_DIVERGED,
             "diverged": N_DIVERGED,
+            "stopped": 0,
             "failed": 0,
         }
     host, _, port = cluster.rpartition(":")

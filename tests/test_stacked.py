@@ -1,4 +1,4 @@
-"""A pack's members, stacked, against the same runs alone: every optimizer, family and pack size, with diverging ones."""
+"""A pack's members, stacked, against the same runs alone: every optimizer, family and pack size, some diverging."""
 
 from collections.abc import Sequence
 from dataclasses import replace

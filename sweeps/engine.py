@@ -12,7 +12,7 @@ from proxy_models.mode import Mode
 from proxy_models.parametrization import scale_role
 from proxy_models.roles import Role
 from sweeps.calibration import Measure, StepCost
-from sweeps.pack_size import Situation, sized, timed_members
+from sweeps.pack_size import Situation, sized
 from sweeps.shape_plans import LOAD_SECONDS, Shape, ShapePlan, shapes_of
 from sweeps.spec_errors import SpecError
 from sweeps.trial import Trial
@@ -21,6 +21,11 @@ from sweeps.trial import Trial
 # There a compiled step took 0.69 to 0.93 of an eager one, the less the narrower the model.
 PRIOR_COMPILED_STEP = 0.8
 PRIOR_COMPILE_SECONDS = 15.0
+# A CPU's steps are worth stacking where the cost of calling operations is most of them: members of 64 to 256 tokens a
+# step and widths 16 to 64 took a third to a half of their time, those of 20 ms as long as before. Below such a gain
+# a loop's bitwise repetition is worth more.
+STACKABLE_SECONDS = 0.01
+LEAST_CPU_GAIN = 1.5
 _HOPE = 2.0  # times the price must be hoped to be saved before anything is compiled: by then half the price is paid
 
 
@@ -39,8 +44,12 @@ class _Draft:
         """What shapes have in common that share one compiled function."""
         run = self.shape.run
         multipliers = tuple(scale_role(run, role).forward_multiplier for role in Role)
-        stacked_size = self.pack_size if self.mode.executor == "stacked" else 1
-        return run.model, multipliers, run.hparams.batch_tokens, self.mode, stacked_size
+        return run.model, multipliers, run.hparams.batch_tokens, self.mode, self.members_together
+
+    @property
+    def members_together(self) -> int:
+        """Members that take a step in one call."""
+        return self.pack_size if self.mode.executor == "stacked" else 1
 
     def plan(self) -> ShapePlan:
         run = self.shape.run
@@ -123,7 +132,7 @@ def _keep(shape: Shape, mode: Mode, situation: Situation, measure: Measure) -> S
     if recorded is not None and recorded.mode == mode:
         cost, why = recorded.step_cost, recorded.why
     elif mode.compiled:
-        cost = measure(shape.run, mode, timed_members(mode, size))
+        cost = measure(shape.run, mode, size if mode.executor == "stacked" else 1)
     return _Draft(shape=shape, mode=mode, pack_size=size, cost=cost, why=why).plan()
 
 
@@ -139,10 +148,12 @@ def _draft(shape: Shape, situation: Situation, measure: Measure) -> _Draft:
 
     if settings.executor != "auto":
         return drafted(replace(loop, executor=settings.executor), f"[engine] says {settings.executor}")
-    if device == "cpu":
-        return drafted(loop, "a CPU gains nothing from stacking")
-    one, many = drafted(loop, ""), drafted(stacked, "")
-    faster = many if many.cost.seconds < one.cost.seconds else one
+    one = drafted(loop, "")
+    if device == "cpu" and one.cost.seconds > STACKABLE_SECONDS:
+        return replace(one, why="a CPU gains nothing from stacking steps this long")
+    many = drafted(stacked, "")
+    least_gain = LEAST_CPU_GAIN if device == "cpu" else 1.0
+    faster = many if least_gain * many.cost.seconds < one.cost.seconds else one
     times = f"{1e3 * many.cost.seconds:.3g} ms stacked by {many.pack_size}, {1e3 * one.cost.seconds:.3g} ms in a loop"
     return replace(faster, why=f"a member's step takes {times}")
 
@@ -181,7 +192,7 @@ def _compiling(group: Sequence[_Draft], situation: Situation, measure: Measure) 
         if hoped <= _HOPE * price:
             return None, f"not compiled, which may save {hoped:.2g} s and take {price:.2g} s"
     mode = replace(first.mode, compiled=True)
-    cost = measure(first.shape.run, mode, timed_members(mode, first.pack_size))
+    cost = measure(first.shape.run, mode, first.members_together)
     saved = sum(draft.shape.steps for draft in group) * (first.cost.seconds - cost.seconds)
     price = workers * cost.compile_seconds
     balance = f"which saves {saved:.2g} s and takes {price:.2g} s"

@@ -14,7 +14,6 @@ from sweeps.spec_models import EngineSection
 LOOP_PACK_SIZE = 4
 _MEMORY_SHARE = 0.8  # of what is free, for what the count of bytes leaves out
 _LEAST_GAIN = 0.1  # in throughput, for which a pack is doubled
-_MOST_MEMBERS_TIMED_ON_CPU = 4  # there a step takes about as long for each member, however many there are
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,8 +42,8 @@ class Situation:
 def sized(shape: Shape, mode: Mode, situation: Situation, measure: Measure) -> tuple[int, StepCost]:
     """A pack's size, and the cost of a step in it.
 
-    A stacked pack leaves a pack to every worker and fits into memory; on a GPU it is doubled only for as long as
-    throughput gains from it.
+    A stacked pack leaves a pack to every worker, fits into memory, and is doubled only for as long as throughput gains
+    from it. Where the spec asks for stacking on a CPU, which may gain nothing, it is as large as it can be.
     """
     wanted = situation.settings.pack_size
     if mode.executor == "loop":
@@ -52,18 +51,11 @@ def sized(shape: Shape, mode: Mode, situation: Situation, measure: Measure) -> t
         return wanted or least, measure(shape.run, mode, 1)
     if wanted is not None:
         size = min(wanted, len(shape.trials))
-        return size, measure(shape.run, mode, timed_members(mode, size))
+        return size, measure(shape.run, mode, size)
     most = largest_stack(shape, mode, situation)
-    if mode.device == "cpu":
-        return most, measure(shape.run, mode, timed_members(mode, most))
+    if situation.settings.executor == "stacked" and mode.device == "cpu":
+        return most, measure(shape.run, mode, most)
     return _doubled(shape, mode, most, measure)
-
-
-def timed_members(mode: Mode, size: int) -> int:
-    """How many members of a pack of this size a step is timed with."""
-    if mode.executor == "loop":
-        return 1
-    return min(size, _MOST_MEMBERS_TIMED_ON_CPU) if mode.device == "cpu" else size
 
 
 def largest_stack(shape: Shape, mode: Mode, situation: Situation) -> int:

@@ -145,6 +145,19 @@ def test_on_a_gpu_a_pack_is_doubled_while_throughput_gains() -> None:
     assert slower.mode.name == "loop-eager-cuda-float32"
 
 
+@pytest.mark.parametrize(
+    ("seconds", "factor", "mode"),
+    [(0.004, 0.5, "stacked"), (0.004, 0.8, "loop"), (0.02, 0.1, "loop")],
+    ids=["worth it", "too small a gain", "too long a step to try"],
+)
+def test_a_cpu_stacks_short_steps_where_that_gains_much(seconds: float, factor: float, mode: str) -> None:
+    trials, measure = some(16), Planted({32: seconds}, stacked={1: 1.2, 2: factor, 4: 0.95 * factor})
+    (plan,) = plan_shapes(trials, situation(trials), measure)
+    assert (plan.mode.executor, plan.mode.device) == (mode, "cpu")
+    assert plan.pack_size == 2
+    assert (seconds < 0.01) == any(asked.executor == "stacked" for _, asked, _ in measure.asked)
+
+
 def test_a_stack_fits_into_memory_and_leaves_work_to_every_worker() -> None:
     trials, factors = some(100), {n: 1 / n for n in range(1, 101)}
     (free,) = plan_shapes(trials, situation(trials, GPU, workers=3), Planted({32: 1e-4}, stacked=factors))

@@ -55,7 +55,10 @@ class RayBackend:
             monitor = pack_monitor(packs, store=shared, on_event=on_event, received=received)
             search = PackSearch(packs, folder=shared.folder, has_ended=monitor.told.__contains__)
             trainable = tune.with_parameters(PackRunner, packs=packs, store=shared, data=data)
-            self._run(trainable, search, len(packs), workers, scratch, monitor)
+            # Of workers that end a pack at the same moment Tune keeps as many as it has trials waiting, and one. On a
+            # Ray of our own those that wait cannot run, for it has a CPU for each worker and no more.
+            waiting = workers if self.address is None else 0
+            self._run(trainable, search, len(packs), workers + waiting, scratch, monitor)
 
     def refine(
         self,
@@ -93,14 +96,14 @@ class RayBackend:
             yield scratch, received
 
     def _run(
-        self, trainable: Any, search: Searcher, n_tasks: int, workers: int, scratch: Path, monitor: Monitor
+        self, trainable: Any, search: Searcher, n_tasks: int, most_at_once: int, scratch: Path, monitor: Monitor
     ) -> None:
-        """Have Tune run what the search suggests."""
+        """Have Tune run what the search suggests, so many tasks running or waiting at a time."""
         resources = {"cpu": 1.0} | ({"gpu": self.gpus_per_worker} if self.gpus_per_worker else {})
         tune.Tuner(
             tune.with_resources(trainable, resources),
             tune_config=tune.TuneConfig(
-                search_alg=search, num_samples=n_tasks, reuse_actors=True, max_concurrent_trials=workers
+                search_alg=search, num_samples=n_tasks, reuse_actors=True, max_concurrent_trials=most_at_once
             ),
             run_config=tune.RunConfig(
                 storage_path=str(scratch),

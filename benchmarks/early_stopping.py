@@ -18,7 +18,7 @@ import numpy as np
 
 from analysis.optimum import fit_optimum
 from analysis.surface import surfaces
-from proxy_models.train import CURVE_EMA_STEPS
+from proxy_models.outcome import CURVE_EMA_STEPS
 from sweeps.stopping import (
     KEPT_SHARE,
     NEIGHBORS,

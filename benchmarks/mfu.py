@@ -21,12 +21,12 @@ from proxy_models.config import HParams, ModelConfig, RunConfig
 from proxy_models.data import DataSource, TokenData, load_data
 from proxy_models.mode import EAGER_LOOP, Mode
 from proxy_models.optimizer_config import AdamW, Muon, OptimizerConfig
-from proxy_models.train import matmul_peak
+from proxy_models.outcome import matmul_peak
 from proxy_models.training import Training
 
 WIDTHS, QUICK_WIDTHS = (32, 64, 128, 256), (16,)
 REPETITIONS, QUICK_REPETITIONS, WARM_UPS = 20, 2, 2
-PRODUCT = 512  # side of the square matrices whose product sets the rate, as in `proxy_models.train.matmul_peak`
+PRODUCT = 512  # side of the square matrices whose product sets the rate, as in `proxy_models.outcome.matmul_peak`
 OPTIMIZERS: Mapping[str, OptimizerConfig] = {"adamw": AdamW(), "muon": Muon()}
 COMPILED_LOOP = replace(EAGER_LOOP, compiled=True)
 GPU_MODE = Mode(executor="stacked", compiled=True, device="cuda", dtype="bfloat16")

@@ -21,9 +21,9 @@ from proxy_models.data import DataSource, load_data
 from proxy_models.optimizer_config import OPTIMIZERS as KINDS
 from proxy_models.optimizer_config import AdamW, Muon, OptimizerConfig
 from proxy_models.optimizers import Optimizer
+from proxy_models.outcome import matmul_peak
 from proxy_models.roles import Role
 from proxy_models.stacks import Stack
-from proxy_models.train import matmul_peak
 from proxy_models.training import Training
 from sweeps.provenance import cpu_model
 

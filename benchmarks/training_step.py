@@ -16,9 +16,9 @@ from proxy_models.accounting import training_flops
 from proxy_models.config import HParams, ModelConfig, RunConfig
 from proxy_models.data import DataSource, load_data
 from proxy_models.optimizer_config import AdamW
+from proxy_models.outcome import matmul_peak
 from proxy_models.parametrization import scale_role
 from proxy_models.stacks import build_model, parameters_of
-from proxy_models.train import matmul_peak
 from proxy_models.training import Training
 
 REPETITIONS = 20

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -13,14 +12,13 @@ from proxy_models.config import RunConfig
 from proxy_models.data import TokenData
 from proxy_models.diagnostics import Diagnostic, diagnose
 from proxy_models.member_state import MemberState
-from proxy_models.mode import EAGER_LOOP, Device, Dtype, Mode
+from proxy_models.mode import EAGER_LOOP, Mode
 from proxy_models.optimizers import Observe, Update
+from proxy_models.outcome import TrainOutcome, curve, matmul_peak
 from proxy_models.training import Training
 
 # A training loss this many times the first one is not coming back to anything worth fitting.
 DIVERGENCE_FACTOR = 2.0
-CURVE_POINTS = 100
-CURVE_EMA_STEPS = 10  # averaging window of the smoothed curve
 _GPU_STEPS_A_READ = 16  # reading a loss waits for the GPU, which would wait for the next step's launches then
 
 OnStep = Callable[[int, int, float], None]  # member, updates done, the loss before the last
@@ -38,28 +36,6 @@ class Job:
     run: RunConfig
     start: MemberState | None = None
     save_at: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainOutcome:
-    """What one run gave. Losses in nats per token.
-
-    Times are seconds of the processes that trained it, a stacked member's its share; like the FLOPs they leave out
-    what it took over from another run.
-    """
-
-    diverged_step: int | None
-    stopped_step: int | None  # of a run that was halted: it has no validation loss
-    validation_loss: float | None
-    validation_loss_se: float | None  # standard error over held-out sequences
-    curve_steps: tuple[int, ...]
-    curve_losses: tuple[float, ...]  # training loss, averaged over about CURVE_EMA_STEPS steps
-    train_seconds: float
-    tokens_per_second: float
-    flops: float  # model FLOPs of the steps taken
-    flops_utilization: float  # model FLOP/s over this process's matmul peak
-    mode: Mode
-    diagnostics: tuple[Diagnostic, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -298,44 +274,3 @@ class _Group:
             mode=self.mode,
             diagnostics=tuple(member.diagnostics),
         )
-
-
-def curve(losses: Sequence[float], steps: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """About CURVE_POINTS points of a run's training losses, smoothed: steps, from 1, and losses."""
-    every, smooth = max(1, steps // CURVE_POINTS), Smoothed(CURVE_EMA_STEPS)
-    points: dict[int, float] = {}
-    for done, loss in enumerate(losses, start=1):
-        smooth.add(loss)
-        if done % every == 0 or done == steps:
-            points[done] = smooth.value
-    return tuple(points), tuple(points.values())
-
-
-class Smoothed:
-    """An exponential average of about `window` values, corrected for its start."""
-
-    def __init__(self, window: int) -> None:
-        self.keep, self.total, self.weight = 1 - 1 / window, 0.0, 0.0
-
-    def add(self, value: float) -> None:
-        self.total = self.keep * self.total + (1 - self.keep) * value
-        self.weight = self.keep * self.weight + (1 - self.keep)
-
-    @property
-    def value(self) -> float:
-        return self.total / self.weight
-
-
-@cache
-def matmul_peak(device: Device = "cpu", dtype: Dtype = "float32") -> float:
-    """This process's matmul rate in FLOP/s: the best of a few square products, with its thread count."""
-    n = 512 if device == "cpu" else 8192
-    a, b = (torch.ones(n, n, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
-    times = []
-    for _ in range(8):
-        start = time.perf_counter()
-        a @ b
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return 2 * n**3 / min(times)

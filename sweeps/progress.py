@@ -19,7 +19,7 @@ from sweeps.files import replace_unsynced
 from sweeps.trial import Trial
 
 if TYPE_CHECKING:
-    from proxy_models.train import Smoothed
+    from proxy_models.outcome import Smoothed
 
 SCHEMA_VERSION = 1
 WRITE_SECONDS = 2.0  # between a worker's reports, and before its first
@@ -142,7 +142,7 @@ class Reporter:
         self.curves.pop(member, None)
 
     def _start(self, member: int) -> _Curve:
-        from proxy_models.train import CURVE_EMA_STEPS, Smoothed
+        from proxy_models.outcome import CURVE_EMA_STEPS, Smoothed
 
         trial = self.group[member]
         steps = trial.run.steps

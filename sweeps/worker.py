@@ -13,7 +13,8 @@ import torch
 
 from proxy_models.data import DataError, DataSource, TokenData, load_data
 from proxy_models.member_state import MemberState
-from proxy_models.train import Job, TrainOutcome, Watch, train
+from proxy_models.outcome import TrainOutcome
+from proxy_models.train import Job, Watch, train
 from sweeps.checkpoints import read_checkpoint, read_fork, remove_checkpoint, write_checkpoint, write_fork
 from sweeps.halving import Rungs
 from sweeps.pack import Fork, Pack

@@ -10,7 +10,8 @@ from proxy_models.config import HParams, ModelConfig, RunConfig
 from proxy_models.data import TokenData
 from proxy_models.mode import EAGER_LOOP, Mode
 from proxy_models.optimizer_config import AdamW, OptimizerConfig
-from proxy_models.train import Job, TrainOutcome, Watch, train
+from proxy_models.outcome import TrainOutcome
+from proxy_models.train import Job, Watch, train
 
 
 def tiny_run(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from proxy_models.mode import EAGER_LOOP
-from proxy_models.train import CURVE_EMA_STEPS, Smoothed
+from proxy_models.outcome import CURVE_EMA_STEPS, Smoothed
 from sweeps import progress
 from sweeps.progress import Reporter, read_progress
 from sweeps.store import ResultStore

@@ -18,7 +18,8 @@ import pytest
 
 import sweeps.worker
 from proxy_models.data import DataError, DataSource
-from proxy_models.train import Job, TrainOutcome, train
+from proxy_models.outcome import TrainOutcome
+from proxy_models.train import Job, train
 from sweeps.local_backend import LocalBackend
 from sweeps.pack import Pack, make_packs
 from sweeps.run import (

@@ -11,7 +11,8 @@ import torch
 from proxy_models.config import RunConfig
 from proxy_models.mode import EAGER_LOOP, Mode, loss_tolerance, mode_from_name
 from proxy_models.optimizer_config import OPTIMIZERS, AdamW, Muon, OptimizerConfig, Switch
-from proxy_models.train import Job, TrainOutcome, train
+from proxy_models.outcome import TrainOutcome
+from proxy_models.train import Job, train
 from proxy_models.training import Training
 from tests.proxy_helpers import cyclic_data, outcomes, tiny_run
 

@@ -10,7 +10,8 @@ from proxy_models.config import RunConfig
 from proxy_models.member_state import MemberState
 from proxy_models.mode import EAGER_LOOP, Mode
 from proxy_models.optimizer_config import OPTIMIZERS, AdamW, Muon, OptimizerConfig, Switch
-from proxy_models.train import Job, TrainOutcome, Watch, train
+from proxy_models.outcome import TrainOutcome
+from proxy_models.train import Job, Watch, train
 from tests.proxy_helpers import cyclic_data, outcomes, tiny_run
 
 DATA = cyclic_data()

@@ -21,8 +21,9 @@ from proxy_models.config import HParams, ModelConfig, RunConfig
 from proxy_models.data import TokenData
 from proxy_models.mode import EAGER_LOOP, Mode
 from proxy_models.optimizer_config import SGD, AdamW, Muon, Switch
+from proxy_models.outcome import TrainOutcome
 from proxy_models.schedule import schedule_factor
-from proxy_models.train import Job, TrainOutcome, train
+from proxy_models.train import Job, train
 from sweeps.local_backend import LocalBackend
 from sweeps.pack import Fork, Pack, make_packs
 from sweeps.run import SweepOutcome, run_sweep

@@ -18,7 +18,8 @@ from safetensors.torch import load
 
 import sweeps.worker
 from proxy_models.mode import EAGER_LOOP, Mode, loss_tolerance
-from proxy_models.train import Job, TrainOutcome, Watch, train
+from proxy_models.outcome import TrainOutcome
+from proxy_models.train import Job, Watch, train
 from sweeps.checkpoints import checkpoint_file, fork_file, from_bytes, write_checkpoint
 from sweeps.pack import Fork, Pack
 from sweeps.run import Event, TrialFinished

@@ -19,7 +19,8 @@ from proxy_models.config import HParams, ModelConfig, RunConfig
 from proxy_models.data import DataSource, load_data
 from proxy_models.mode import Mode, mode_from_name
 from proxy_models.optimizer_config import AdamW
-from proxy_models.train import Job, TrainOutcome, train
+from proxy_models.outcome import TrainOutcome
+from proxy_models.train import Job, train
 from sweeps.pack import Pack
 from sweeps.store import ResultStore
 from sweeps.trial import Trial

@@ -4,13 +4,12 @@
 timed from its start to its end, so that starting Ray, loading torch and compiling count; the ways take turns, and
 medians are compared. All train with one thread a process, the ways that have workers with two.
 
-* `mutransfer`: `run_sweep` through Ray, planned as for a spec without an [engine] table; `mutransfer_local` in one
-  process. The first repetition finds empty caches, measures and compiles (`first_seconds`); later ones find what it
-  left, as on any machine that was used before.
+* `mutransfer`: `run_sweep` through Ray, planned as for a spec without an [engine] table. The first repetition finds
+  empty caches, and measures (`first_seconds`); later ones find what it left, as on any machine that was used before.
 * `ray_process_a_trial`: Ray Tune over a function, as its tutorial has it. `ray_reused_actors`: with actors reused and
   Tune's loggers off. `optuna`: a grid, trial after trial in one process. Data is a token file, mapped into memory.
-* `tried`: the same sweep with other settings of [engine], twice each: `first_seconds` with nothing compiled before, and
-  `seconds` with what that left. `best` is the fastest of all settings, against the same runs of the others.
+* `tried`: the same sweep with compiled gradients, twice: `first_seconds` with nothing compiled before, and
+  `seconds` with what that left. `best` is the faster of both settings, against the same runs of the others.
 
 The quick start's model and batch of 1024 tokens are what the goals are about: the batch this project's own sweeps
 have. The same with 256 tokens, where what a step costs beside its arithmetic weighs more, is reported beside it.
@@ -32,8 +31,8 @@ from benchmarks.support.workload import Workload, write_tokens
 
 REPETITIONS = 3
 BASELINES = ("ray_process_a_trial", "ray_reused_actors", "optuna")
-COMPARED = ("mutransfer", "mutransfer_local", *BASELINES)
-ONE_PROCESS = ("mutransfer_local", "optuna")
+COMPARED = ("mutransfer", *BASELINES)
+ONE_PROCESS = ("optuna",)
 TRIED = tuple(name for name in ENGINES if name != "mutransfer")
 HEADLINE_BATCH, OTHER_BATCH = 1024, 256  # tokens
 LOSS_TOLERANCE = 0.02  # nats: what other rounding grows to in 200 steps at the highest learning rates

@@ -71,9 +71,9 @@ def _edited(folder: Path, old: str, new: str) -> Path:
         ("seq_len = 16", "seq_len = 16384", r"batch_tokens must be a multiple of seq_len"),
         ("[optimizers.scale]", "[optimizers.sacle]", r"optimizers.sacle.*scale"),
         ("[hparams]", "[hparams]\nlearning_rate = 0.1", r"hparams.learning_rate"),
-        ("[check]", '[engine]\ndevice = "cuda"\n[check]', r"engine.device: must be .auto. or .cpu. on this machine"),
-        ("[check]", '[engine]\ncompile = "yes"\n[check]', r"engine.compile: must be one of 'auto', True or False"),
-        ("[check]", "[engine]\npack_size = 0\n[check]", r"engine.pack_size: must be at least 1"),
+        ('executor = "loop"', 'device = "cuda"', r"engine.device: must be .auto. or .cpu. on this machine"),
+        ('executor = "loop"', 'compile = "yes"', r"engine.compile: must be one of 'auto', True or False"),
+        ('executor = "loop"', "pack_size = 0", r"engine.pack_size: must be at least 1"),
         ("[hparams]", "[hparams]\nweight_decay = 5", r"hparams.weight_decay.*got 1.25 at lr=0.25.*at most 4 here"),
     ],
 )
@@ -165,7 +165,7 @@ def test_plan_measures_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_an_engine_of_the_users_choice_is_planned_in_packs(tmp_path: Path) -> None:
-    spec = _edited(tmp_path, "[check]", '[engine]\nexecutor = "stacked"\npack_size = 6\n[check]')
+    spec = _edited(tmp_path, 'executor = "loop"', 'executor = "stacked"\npack_size = 6')
     costs = json.loads(invoke("plan", spec, "--json").stdout)["costs"]
     assert {(c["mode"], c["pack_size"]) for c in costs} == {("stacked-eager-cpu-float32", 6)}
     assert all(c["pack_bytes"] == 6 * c["bytes"] for c in costs)

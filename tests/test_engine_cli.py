@@ -13,6 +13,7 @@ from tests.transfer_helpers import invoke, write_tiny
 EDITS = (
     ("widths = [16, 32, 64]\n", "widths = [16]\n"),
     ("[optimizers.scale]\naxes.lr = { log2_from = -10, log2_to = -2, log2_step = 2 }\n", ""),
+    ('[engine]\nexecutor = "loop"\n', ""),
 )
 BEGUN = '[engine]\nexecutor = "stacked"\npack_size = 4\n'
 

@@ -59,6 +59,8 @@ axes.lr = {{ log2_from = -10, log2_to = -2, log2_step = 2 }}
 widths = [16, 32, 64, 128]
 seeds = [0]
 tolerance = 0.3
+[engine]
+executor = "loop"
 """
 TINY_TARGET = "width = 96\nseeds = [0]\n"
 
@@ -76,7 +78,9 @@ def target(folder: Path, text: str = "width = 512\n") -> TargetSpec:
 
 
 def write_tiny(folder: Path, *, parametrization: str = "mup") -> tuple[Path, Path]:
-    """Spec and target files of a sweep of 30 trials of 10 steps, on text made of a few words."""
+    """Spec and target files of a sweep of 60 trials of 10 steps, on text made of a few words.
+
+    In a loop, whose bits repeat: for steps this short a machine may choose either executor."""
     words = random.Random(1).choices(["width", "depth", "loss", "muon", "scale", " = ", "\n"], k=3000)
     (folder / "text.txt").write_text(" ".join(words))
     (folder / "spec.toml").write_text(TINY_SPEC.format(parametrization=parametrization))

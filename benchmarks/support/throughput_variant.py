@@ -14,10 +14,7 @@ from benchmarks.support.workload import Workload
 WORKERS = 2
 ENGINES = {
     "mutransfer": {},  # what a spec without [engine] gets
-    "mutransfer_eager_loop": {"executor": "loop", "compile": False},
     "mutransfer_compiled_loop": {"executor": "loop", "compile": True},
-    "mutransfer_eager_stacked": {"executor": "stacked", "compile": False},
-    "mutransfer_compiled_stacked": {"executor": "stacked", "compile": True},
 }
 
 
@@ -33,13 +30,8 @@ def outcome(name: str, workload: Workload, scratch: str) -> dict[str, Any]:
     if name in PLAIN:
         return {"trials": PLAIN[name](workload, scratch)}
     from benchmarks.support.engine import with_engine
-    from sweeps.spec_models import EngineSection
-
-    if name == "mutransfer_local":
-        from sweeps.local_backend import LocalBackend
-
-        return with_engine(workload, LocalBackend(), workers=1, engine=EngineSection())
     from sweeps.ray_backend import RayBackend
+    from sweeps.spec_models import EngineSection
 
     return with_engine(workload, RayBackend(), workers=WORKERS, engine=EngineSection(**ENGINES[name]))
 

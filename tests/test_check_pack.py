@@ -67,6 +67,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep of which one shape was trained stacked, and the rest by the eager loop."""
     folder = tmp_path_factory.mktemp("swept")
     spec_file, _ = write_tiny(folder)
+    spec_file.write_text(spec_file.read_text().replace('[engine]\nexecutor = "loop"\n', ""))
     spec = load_spec(spec_file)
     trials = plan_trials(spec, pipeline.load_tokens(spec).fingerprint)
     packs = make_packs(trials, 10)

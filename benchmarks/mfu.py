@@ -8,7 +8,6 @@ optimizer, whose work is no model FLOPs. On a GPU also packs in bfloat16, agains
 """
 
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.support import document
+from benchmarks.support.turns import timed
 from proxy_models.accounting import training_flops
 from proxy_models.config import HParams, ModelConfig, RunConfig
 from proxy_models.data import DataSource, TokenData, load_data
@@ -25,7 +25,7 @@ from proxy_models.outcome import matmul_peak
 from proxy_models.training import Training
 
 WIDTHS, QUICK_WIDTHS = (32, 64, 128, 256), (16,)
-REPETITIONS, QUICK_REPETITIONS, WARM_UPS = 20, 2, 2
+REPETITIONS, QUICK_REPETITIONS = 20, 2
 PRODUCT = 512  # side of the square matrices whose product sets the rate, as in `proxy_models.outcome.matmul_peak`
 OPTIMIZERS: Mapping[str, OptimizerConfig] = {"adamw": AdamW(), "muon": Muon()}
 COMPILED_LOOP = replace(EAGER_LOOP, compiled=True)
@@ -99,18 +99,6 @@ def run_of(optimizer: OptimizerConfig, width: int) -> RunConfig:
 def step_flops(training: Training) -> float:
     """Model FLOPs of a step of all members."""
     return sum(training_flops(run) / run.steps for run in training.runs)
-
-
-def timed(works: Mapping[Any, Callable[[], object]], repetitions: int) -> dict[Any, list[float]]:
-    """Seconds of each, run in turns after some of each to warm up."""
-    seconds: dict[Any, list[float]] = {key: [] for key in works}
-    for repetition in range(repetitions + WARM_UPS):
-        for key, work in works.items():
-            start = time.perf_counter()
-            work()
-            if repetition >= WARM_UPS:
-                seconds[key].append(time.perf_counter() - start)
-    return seconds
 
 
 def on_gpu(data: TokenData, repetitions: int) -> dict[str, Any]:

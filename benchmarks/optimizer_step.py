@@ -7,8 +7,6 @@ our step multiplies matrices. Then every optimizer's step as a share of a traini
 """
 
 import json
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from unittest import mock
@@ -16,6 +14,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from benchmarks.support.turns import median_seconds
 from proxy_models.config import HParams, ModelConfig, RunConfig
 from proxy_models.data import DataSource, load_data
 from proxy_models.optimizer_config import OPTIMIZERS as KINDS
@@ -49,7 +48,7 @@ def main() -> None:
             "adamw": ours_step(AdamW(), gradients),
             "torch_adamw": torch_adamw_step(gradients),
         }
-        ms = {name: 1e3 * seconds for name, seconds in timed(works).items()}
+        ms = {name: 1e3 * seconds for name, seconds in median_seconds(works, REPETITIONS).items()}
         rows.append(
             {
                 "matrices": f"{count} x {fan_out} x {fan_in}",
@@ -84,7 +83,7 @@ def shares(width: int) -> dict[str, dict[str, float]]:
         training = Training([training_run(config, width)], data)
         gradients = [torch.randn_like(weight) for weight in training.weights]
         works = {"step": training.step, "optimizer": lambda t=training, g=gradients: t.optimizer.step(g, ONE)}
-        ms = {part: 1e3 * seconds for part, seconds in timed(works, repetitions=7).items()}
+        ms = {part: 1e3 * seconds for part, seconds in median_seconds(works, 7).items()}
         table[name] = {"step_ms": ms["step"], "optimizer_ms": ms["optimizer"], "share": ms["optimizer"] / ms["step"]}
     return table
 
@@ -99,18 +98,6 @@ def training_run(optimizer: OptimizerConfig, width: int) -> RunConfig:
         validation_tokens=32_768,
         seed=0,
     )
-
-
-def timed(works: dict[str, Callable[[], object]], *, repetitions: int = REPETITIONS) -> dict[str, float]:
-    """Median seconds of each, run in turns after two of each to warm up."""
-    seconds: dict[str, list[float]] = {name: [] for name in works}
-    for repetition in range(repetitions + 2):
-        for name, work in works.items():
-            start = time.perf_counter()
-            work()
-            if repetition >= 2:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def ours_step(optimizer: OptimizerConfig, gradients: Tensor) -> Callable[[], object]:

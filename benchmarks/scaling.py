@@ -7,7 +7,6 @@ the pack's size it is stacked, for each member. Along workers, whole sweeps thro
 of 4 are timed from their start to their end, so Ray's start counts: `seconds_a_trial` is their time over their trials.
 """
 
-import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ import torch
 
 from benchmarks.support import document
 from benchmarks.support.scaling_figure import draw
+from benchmarks.support.turns import median_seconds
 from benchmarks.support.workload import Workload, write_tokens
 from proxy_models.config import RunConfig
 from proxy_models.data import DataSource, TokenData, load_data
@@ -27,7 +27,7 @@ from proxy_models.mode import EAGER_LOOP, Mode
 from proxy_models.training import Training
 
 STEPS = 100  # of a trial
-REPETITIONS, WARM_UPS = 7, 2
+REPETITIONS = 7
 BASE = {"width": 64, "depth": 2, "batch_tokens": 1024}
 AXES: dict[str, tuple[int, ...]] = {
     "width": (16, 32, 64, 128, 256),
@@ -125,12 +125,8 @@ def sized(*, width: int, depth: int, batch_tokens: int) -> RunConfig:
 
 def step_seconds(runs: Sequence[RunConfig], data: TokenData, mode: Mode) -> float:
     """Median of a step of all members."""
-    training, seconds = Training(runs, data, mode), []
-    for _ in range(WARM_UPS + REPETITIONS):
-        start = time.perf_counter()
-        training.step().tolist()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[WARM_UPS:])
+    training = Training(runs, data, mode)
+    return median_seconds({"step": lambda: training.step().tolist()}, REPETITIONS)["step"]
 
 
 def _how(mode: Mode) -> str:

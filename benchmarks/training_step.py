@@ -5,13 +5,12 @@ Ours keeps weights and gradients in stacks, one tensor for all parameters of a r
 """
 
 import json
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
+from benchmarks.support.turns import median_seconds
 from proxy_models.accounting import training_flops
 from proxy_models.config import HParams, ModelConfig, RunConfig
 from proxy_models.data import DataSource, load_data
@@ -39,7 +38,8 @@ def main() -> None:
             seed=0,
         )
         training = Training([run], data)
-        ours, theirs = timed(training.step, torch_step(training))
+        seconds = median_seconds({"ours": training.step, "torch": torch_step(training)}, REPETITIONS)
+        ours, theirs = seconds["ours"], seconds["torch"]
         rows.append(
             {
                 "width": width,
@@ -50,18 +50,6 @@ def main() -> None:
             }
         )
     print(json.dumps({"benchmark": "training_step", "torch": torch.__version__, "rows": rows}, indent=1))
-
-
-def timed(*works: Callable[[], object]) -> list[float]:
-    """Median seconds of each, run in turns after two of each to warm up."""
-    seconds: list[list[float]] = [[] for _ in works]
-    for repetition in range(REPETITIONS + 2):
-        for times, work in zip(seconds, works, strict=True):
-            start = time.perf_counter()
-            work()
-            if repetition >= 2:
-                times.append(time.perf_counter() - start)
-    return [statistics.median(times) for times in seconds]
 
 
 def torch_step(training: Training) -> Callable[[], object]:

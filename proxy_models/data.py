@@ -8,6 +8,7 @@ import hashlib
 import sysconfig
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -68,6 +69,12 @@ def load_data(source: DataSource, *, vocab_size: int, seq_len: int) -> TokenData
         digest.update(f"{tokens.dtype.str}:{len(tokens)};".encode())
         digest.update(np.ascontiguousarray(tokens).view(np.uint8))  # a memory map is not copied
     return TokenData(train=train, validation=validation, fingerprint=digest.hexdigest()[:16], description=description)
+
+
+@lru_cache(maxsize=1)
+def load_data_once(source: DataSource, *, vocab_size: int, seq_len: int) -> TokenData:
+    """`load_data`, and the next time what it gave: for a process that works on one source. Raises as it does."""
+    return load_data(source, vocab_size=vocab_size, seq_len=seq_len)
 
 
 def batch(data: TokenData, *, seed: int, step: int, batch_tokens: int, seq_len: int) -> npt.NDArray[np.int64]:

@@ -17,9 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from proxy_models.config import ModelConfig, RunConfig
 from proxy_models.mode import Mode
-from proxy_models.parametrization import scale_role
-from proxy_models.roles import Role
-from proxy_models.stacks import Stack, by_name, layout, parameters_of
+from proxy_models.parametrization import forward_multipliers
+from proxy_models.stacks import Stack, by_name, layout, make_model, parameters_of
 from proxy_models.transformer import Tap, Transformer
 
 # (windows (M, B, T + 1), weights, each (M, layers, *shape)) -> (mean loss of each member (M,), gradients as weights)
@@ -52,12 +51,12 @@ class Program:
 
 def program(run: RunConfig, mode: Mode) -> Program:
     """The program of a run's model. Each is made once a process, and so compiled once for each batch and pack size."""
-    return _program(run.model, tuple(scale_role(run, role).forward_multiplier for role in Role), mode)
+    return _program(run.model, forward_multipliers(run), mode)
 
 
 @lru_cache(maxsize=_MOST_VARIANTS)
-def _program(config: ModelConfig, forward_multipliers: tuple[float, ...], mode: Mode) -> Program:
-    model = Transformer(config, dict(zip(Role, forward_multipliers, strict=True))).to(mode.device)
+def _program(config: ModelConfig, multipliers: tuple[float, ...], mode: Mode) -> Program:
+    model = make_model(config, multipliers).to(mode.device)
     layouts = layout(model)
     if mode.compiled:
         gradients = _compiled_gradients(model, layouts, mode)

@@ -118,6 +118,11 @@ def scale_role(run: RunConfig, role: Role) -> RoleScale:
     )
 
 
+def forward_multipliers(run: RunConfig) -> tuple[float, ...]:
+    """Of every role, in the order of `Role`: with the model's config, all that a module depends on."""
+    return tuple(scale_role(run, role).forward_multiplier for role in Role)
+
+
 def init_std_of(run: RunConfig, role: Role, *, fan_in: int) -> float:
     """Standard deviation of a parameter's initial entries; 0 for VECTOR, which starts at a constant.
 

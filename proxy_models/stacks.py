@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from proxy_models.config import RunConfig
+from proxy_models.config import ModelConfig, RunConfig
 from proxy_models.modules import roles
-from proxy_models.parametrization import init_std_of, scale_role
+from proxy_models.parametrization import forward_multipliers, init_std_of
 from proxy_models.roles import Role
 from proxy_models.transformer import Transformer
 
@@ -29,8 +29,12 @@ class Stack:
 
 def build_model(run: RunConfig) -> Transformer:
     """The module of a run, on the meta device: its weights live in stacks."""
-    multipliers = {role: scale_role(run, role).forward_multiplier for role in Role}
-    return Transformer(run.model, multipliers)
+    return make_model(run.model, forward_multipliers(run))
+
+
+def make_model(config: ModelConfig, multipliers: Sequence[float]) -> Transformer:
+    """The module of all runs with this model and these forward multipliers, in the order of `Role`."""
+    return Transformer(config, dict(zip(Role, multipliers, strict=True)))
 
 
 def layout(model: nn.Module) -> tuple[Stack, ...]:

@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 
 from proxy_models.accounting import training_bytes
 from proxy_models.mode import Mode
-from proxy_models.parametrization import scale_role
-from proxy_models.roles import Role
+from proxy_models.parametrization import forward_multipliers
 from sweeps.calibration import Measure, StepCost
 from sweeps.pack_size import Situation, sized
 from sweeps.shape_plans import LOAD_SECONDS, Shape, ShapePlan, shapes_of
@@ -43,8 +42,7 @@ class _Draft:
     def program(self) -> tuple[object, ...]:
         """What shapes have in common that share one compiled function."""
         run = self.shape.run
-        multipliers = tuple(scale_role(run, role).forward_multiplier for role in Role)
-        return run.model, multipliers, run.hparams.batch_tokens, self.mode, self.members_together
+        return run.model, forward_multipliers(run), run.hparams.batch_tokens, self.mode, self.members_together
 
     @property
     def members_together(self) -> int:

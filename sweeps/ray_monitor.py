@@ -12,8 +12,9 @@ from sweeps.progress import WRITE_SECONDS, read_progress
 from sweeps.provenance import provenance
 from sweeps.ray_worker import BASIN, PACK
 from sweeps.run import BackendError, Interrupted, OnEvent, PackStarted, TrialFinished, TrialProgress
-from sweeps.stopping import stopped_results
+from sweeps.stopping import Stopping, stopped_results
 from sweeps.store import ResultStore
+from sweeps.trial import Trial, TrialResult
 
 _POLL_SECONDS = 0.5
 _POLL_SHARE = 0.05  # of the driver's time, at most
@@ -77,13 +78,15 @@ class Monitor(tune.Callback):  # type: ignore[misc]
 
     def report_finished(self, pack: Pack) -> None:
         """Send an event for each result of a pack, and each trial of it stopped early, since the last call."""
-        rule = pack.stopping
-        stopped = {} if rule is None else stopped_results(pack.trials, self.store.read_stops(), rule)
         for trial in (trial for trial in pack.trials if trial.trial_id not in self.told):
-            result = self.store.read_one(trial.trial_id) or stopped.get(trial.trial_id)
+            result = self.store.read_one(trial.trial_id) or self._stopped(trial, pack.stopping)
             if result is not None:
                 self.told.add(trial.trial_id)
                 self.on_event(TrialFinished(result=result))
+
+    def _stopped(self, trial: Trial, rule: Stopping | None) -> TrialResult | None:
+        stop = None if rule is None else self.store.read_stop(trial.trial_id)
+        return None if stop is None else stopped_results([trial], {trial.trial_id: stop}, rule).get(trial.trial_id)
 
     def report_progress(self) -> None:
         """Send an event for each trial that a worker says it trains."""

@@ -140,14 +140,20 @@ class ResultStore:
 
     def read_stops(self, *, warn: Warn = _log.warning) -> dict[str, Stop]:
         """Why trials were stopped early, by trial id. A damaged file is handled as `read` handles one."""
-        stops = {}
-        for file in sorted((self.folder / "stopped").glob("[!.]*.json")):
-            try:
-                record = json.loads(file.read_bytes())
-                stops[file.stem] = Stop(**{field.name: record[field.name] for field in fields(Stop)})
-            except (ValueError, KeyError, TypeError) as error:
-                self._set_aside(file, f"holds no reason to stop: {type(error).__name__}: {error}", warn)
-        return stops
+        ids = sorted(file.stem for file in (self.folder / "stopped").glob("[!.]*.json"))
+        return {trial_id: stop for trial_id in ids if (stop := self.read_stop(trial_id, warn=warn)) is not None}
+
+    def read_stop(self, trial_id: str, *, warn: Warn = _log.warning) -> Stop | None:
+        """Why one trial was stopped early, or None; see `read_stops`."""
+        file = self._stop_file(trial_id)
+        try:
+            record = json.loads(file.read_bytes())
+            return Stop(**{field.name: record[field.name] for field in fields(Stop)})
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            self._set_aside(file, f"holds no reason to stop: {type(error).__name__}: {error}", warn)
+            return None
 
     def _stop_file(self, trial_id: str) -> Path:
         return self.folder / "stopped" / f"{trial_id}.json"

@@ -6,12 +6,11 @@ import os
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 import torch
 
-from proxy_models.data import DataError, DataSource, TokenData, load_data
+from proxy_models.data import DataError, DataSource, TokenData, load_data_once
 from proxy_models.member_state import MemberState
 from proxy_models.outcome import TrainOutcome
 from proxy_models.train import Job, Watch, train
@@ -195,7 +194,10 @@ def data_of(trial: Trial, source: DataSource | TokenData) -> TokenData:
         DataError: they cannot be read, or are not what the trial was planned for.
     """
     model = trial.run.model
-    data = source if isinstance(source, TokenData) else _load(source, model.vocab_size, model.seq_len)
+    if isinstance(source, TokenData):
+        data = source
+    else:
+        data = load_data_once(source, vocab_size=model.vocab_size, seq_len=model.seq_len)
     if data.fingerprint != trial.data_fingerprint:
         raise DataError(
             f"{data.description}: its fingerprint is {data.fingerprint}, and the trials were planned for "
@@ -203,11 +205,6 @@ def data_of(trial: Trial, source: DataSource | TokenData) -> TokenData:
             "versions of Python."
         )
     return data
-
-
-@lru_cache(maxsize=1)
-def _load(source: DataSource, vocab_size: int, seq_len: int) -> TokenData:
-    return load_data(source, vocab_size=vocab_size, seq_len=seq_len)
 
 
 def result_of(trial: Trial, outcome: TrainOutcome) -> TrialResult:

@@ -41,10 +41,15 @@ axes.lr = [0.01, 0.1, 1e30]
 N_TRIALS, N_DIVERGED = 24, 4  # of SPEC: muon does not survive lr = 1e30
 
 
-def write_sweep(folder: Path, *, steps: int = 10) -> tuple[SweepSpec, tuple[Trial, ...]]:
-    """A spec with its text file; about 2 ms a step."""
+def write_words(folder: Path) -> None:
+    """text.txt, which the specs of tests name."""
     words = random.Random(5)
     (folder / "text.txt").write_text("".join(words.choice("abc efgh.\n") for _ in range(4000)))
+
+
+def write_sweep(folder: Path, *, steps: int = 10) -> tuple[SweepSpec, tuple[Trial, ...]]:
+    """A spec with its text file; about 2 ms a step."""
+    write_words(folder)
     (folder / "spec.toml").write_text(SPEC.format(train_tokens=32 * steps))
     return read_sweep(folder)
 

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import random
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from sweeps.provenance import provenance
 from sweeps.spec import SpecError, load_spec, plan_trials, run_config
 from sweeps.store import ResultStore
 from sweeps.trial import Trial
-from tests.sweep_helpers import completed
+from tests.sweep_helpers import completed, write_words
 from tests.transfer_helpers import invoke
 from transfer.report import read_material, text_context
 
@@ -147,7 +146,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, old: str, new: str, message: str)
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole sweep whose optimum falls by an octave with each doubling of the horizon: 2^-5, 2^-6, 2^-7."""
     folder = tmp_path_factory.mktemp("horizons")
-    (folder / "text.txt").write_text("".join(random.Random(5).choices("abc efgh.\n", k=4000)))
+    write_words(folder)
     spec = load_spec(write(folder))
     trials = plan_trials(spec, load_data(spec.data_source(), vocab_size=256, seq_len=16).fingerprint)
     store, rng = ResultStore(folder), np.random.default_rng(7)

@@ -1,7 +1,6 @@
 """From recorded trials at six widths to the verdict in fits.json, plan.json, the report and on the terminal."""
 
 import json
-import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from sweeps.provenance import provenance
 from sweeps.spec import load_spec, plan_trials
 from sweeps.store import ResultStore
 from sweeps.trial import Trial, TrialResult
-from tests.sweep_helpers import completed
+from tests.sweep_helpers import completed, write_words
 from tests.transfer_helpers import invoke
 
 SPEC = """
@@ -57,7 +56,7 @@ def record(
 ) -> Path:
     """A results folder of a whole sweep."""
     folder.mkdir()
-    (folder / "text.txt").write_text("".join(random.Random(5).choice("abc efgh.\n") for _ in range(4000)))
+    write_words(folder)
     (folder / "in.toml").write_text(SPEC.format(name=name, widths=widths))
     spec = load_spec(folder / "in.toml")
     trials = plan_trials(spec, load_data(spec.data_source(), vocab_size=256, seq_len=16).fingerprint)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import random
 import shutil
 import signal
 import subprocess
@@ -17,11 +16,11 @@ import pytest
 
 from sweeps.basin import Basin, objective
 from sweeps.run import BackendError
-from sweeps.spec import SpecError, axes_of, load_spec, plan_trials
+from sweeps.spec import SpecError, SweepSpec, axes_of, load_spec, plan_trials
 from sweeps.stages import STAGES, can_run, planned_trials, read_stages, trials_at, write_stages
 from sweeps.store import FolderHoldsAnotherSweepError, ResultStore, StoreError
 from sweeps.trial import TrialResult
-from tests.sweep_helpers import completed, diverged
+from tests.sweep_helpers import completed, diverged, write_words
 from transfer import pipeline, search
 from transfer.execution import Execution
 from transfer.search_tables import stages_table
@@ -59,8 +58,7 @@ LOCAL = Execution(backend="local")
 
 def write(folder: Path, search: str, *edits: tuple[str, str]) -> Path:
     """The spec's file, with its text."""
-    words = random.Random(5)
-    (folder / "text.txt").write_text("".join(words.choice("abc efgh.\n") for _ in range(4000)))
+    write_words(folder)
     text = SPEC.format(search=search)
     for old, new in edits:
         assert old in text
@@ -258,22 +256,27 @@ def test_ray_refines_and_goes_on_after_a_kill(tmp_path: Path) -> None:
     assert (out / "optuna.log").exists()
 
 
+def basin_of(spec: SweepSpec, fingerprint: str, *, known_log2_lr: float, n_suggestions: int) -> Basin:
+    """AdamW's at width 16, of whose three known learning rates one diverged and one lies outside."""
+    return Basin(
+        optimizer="adamw",
+        width=16,
+        low=-6.0,
+        high=-4.0,
+        templates=trials_at(spec, "adamw", 16, 0.01, fingerprint),
+        known=((known_log2_lr, 2.5), (-4.5, None), (-2.0, 2.6)),
+        n_suggestions=n_suggestions,
+        sampler_seed=0,
+    )
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_ray_stops_where_a_worker_has_other_data(tmp_path: Path) -> None:
     from sweeps.ray_backend import RayBackend
 
     spec = load_spec(write(tmp_path, OPTUNA))
-    basin = Basin(
-        optimizer="adamw",
-        width=16,
-        low=-6.0,
-        high=-4.0,
-        templates=trials_at(spec, "adamw", 16, 0.01, "0123"),
-        known=((-5.0, 2.5), (-4.5, None), (-2.0, 2.6)),
-        n_suggestions=1,
-        sampler_seed=0,
-    )
+    basin = basin_of(spec, "0123", known_log2_lr=-5.0, n_suggestions=1)
     suggested: list[float] = []
     with pytest.raises(BackendError, match=r"a worker cannot go on: DataError: .* were planned for 0123"):
         RayBackend().refine(
@@ -290,16 +293,7 @@ def test_ray_stops_where_a_worker_has_other_data(tmp_path: Path) -> None:
 
 def test_what_is_known_of_a_basin_is_told_at_whole_steps(tmp_path: Path) -> None:
     spec = load_spec(write(tmp_path, OPTUNA))
-    basin = Basin(
-        optimizer="adamw",
-        width=16,
-        low=-6.0,
-        high=-4.0,
-        templates=trials_at(spec, "adamw", 16, 0.01, "data"),
-        known=((math.log2(0.05), 2.5), (-4.5, None), (-2.0, 2.6)),
-        n_suggestions=3,
-        sampler_seed=0,
-    )
+    basin = basin_of(spec, "data", known_log2_lr=math.log2(0.05), n_suggestions=3)
     told = basin.study().trials
     assert [(one.params["log2_lr"], one.value, one.state.name) for one in told] == [
         (round(64 * math.log2(0.05)) / 64, 2.5, "COMPLETE"),

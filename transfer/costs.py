@@ -10,9 +10,9 @@ from sweeps.calibration import this_machine
 from sweeps.shape_plans import Plans, packs_of, shape_id_of, wall_seconds
 from sweeps.spec import SweepSpec, run_config
 from sweeps.trial import Trial
-from sweeps.trunk import flops_saved, plan_packs
+from sweeps.trunk import flops_saved
 from transfer.engine_plans import plan_here
-from transfer.execution import Execution
+from transfer.execution import Execution, expected_packs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,8 +94,7 @@ def sweep_cost(trials: Sequence[tuple[str, Trial]], spec: SweepSpec, execution: 
     for name, trial in trials:
         plan = plans[shape_id_of(trial)]
         groups.setdefault((name, plan.width, plan.mode.name, plan.pack_size), []).append(trial)
-    pack = partial(packs_of, plans=plans)
-    packs = plan_packs(plain, pack) if spec.stopping is None else pack(plain)
+    packs = expected_packs(plain, partial(packs_of, plans=plans), spec.stopping_rule)
     wall = wall_seconds(packs, plans, workers)
     return SweepCost(
         rows=tuple(_cost(name, group, plans) for (name, *_), group in groups.items()),

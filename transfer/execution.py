@@ -8,8 +8,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from sweeps.basin import Basin, OnSuggest
+from sweeps.pack import Pack
 from sweeps.run import (
     Event,
+    MakePacks,
     OnEvent,
     PackStarted,
     SweepOutcome,
@@ -119,8 +121,7 @@ def run_trials(
             on_event=_show(progress, len(todo), plans),
         )
     if todo:
-        packs = plan_packs(todo, pack) if stopping is None else pack(todo)
-        wall = wall_seconds(packs, plans, workers) + execution.start_seconds
+        wall = wall_seconds(expected_packs(todo, pack, stopping), plans, workers) + execution.start_seconds
         say(f"{title}: took {duration(outcome.seconds)}, {duration(wall)} predicted")
     failed = outcome.count(TrialStatus.FAILED)
     if failed:
@@ -129,6 +130,11 @@ def run_trials(
             f"See {store.folder.name}/failures, then run the same command to try them again."
         )
     return outcome
+
+
+def expected_packs(trials: Sequence[Trial], pack: MakePacks, stopping: Stopping | None) -> Sequence[Pack]:
+    """By which the time of a sweep is predicted: as `run_sweep` trains them, if nothing is stopped or lost."""
+    return plan_packs(trials, pack) if stopping is None else pack(trials)
 
 
 def run_basins(

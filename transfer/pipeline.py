@@ -6,12 +6,11 @@ import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from proxy_models.config import ModelConfig
-from proxy_models.data import DataSource, TokenData, load_data
+from proxy_models.data import TokenData, load_data_once
 from sweeps.calibration import this_machine
 from sweeps.progress import RunningTrial, read_progress
 from sweeps.run import SweepOutcome
@@ -39,12 +38,7 @@ BAND_NATS = 0.1  # near the minimum: in basins of 0.05 to 0.1 nats an octave squ
 def load_tokens(spec: SweepSpec) -> TokenData:
     """The spec's data, checked against its vocabulary and sequence length. Read once a process."""
     model = ModelConfig(width=spec.run.widths[0], **spec.model)
-    return _load_tokens(spec.data_source(), model.vocab_size, model.seq_len)
-
-
-@lru_cache(maxsize=1)
-def _load_tokens(source: DataSource, vocab_size: int, seq_len: int) -> TokenData:
-    return load_data(source, vocab_size=vocab_size, seq_len=seq_len)
+    return load_data_once(spec.data_source(), vocab_size=model.vocab_size, seq_len=model.seq_len)
 
 
 def default_folder(spec: SweepSpec) -> Path:

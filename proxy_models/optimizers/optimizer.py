@@ -201,7 +201,11 @@ class SwitchingOptimizer:
         assert isinstance(switch, Switch)
         self.keep_states = switch.states == "keep"
         self.current, self.next = (Optimizer(layouts, weights, [phase[i][1] for phase in phases]) for i in range(2))
-        self.phase = 0
+
+    @property
+    def phase(self) -> int:
+        """Index of the optimizer that steps now."""
+        return int(self.current is self.next)
 
     @property
     def step_count(self) -> int:
@@ -211,7 +215,7 @@ class SwitchingOptimizer:
         """See `Stepper`."""
         if self.phase == 0 and self.current.step_count == self.switch_step:
             self.next.take_over(self.current, keep_states=self.keep_states)
-            self.current, self.phase = self.next, 1
+            self.current = self.next
         self.current.step(gradients, schedule_factors, observe)
 
     def keep(self, members: Sequence[int], weights: Sequence[Tensor]) -> None:
@@ -225,8 +229,8 @@ class SwitchingOptimizer:
 
     def load(self, states: Sequence[OptimizerState], step_count: int) -> None:
         """See `Stepper`."""
-        (self.phase,) = {state.phase for state in states}
-        if self.phase == 1:
+        (phase,) = {state.phase for state in states}
+        if phase == 1:
             self.current = self.next
         self.current.load(states, step_count)
 

@@ -151,7 +151,7 @@ def activation_bytes(run: RunConfig) -> int:
     gate = {"swiglu": 4, "relu2": 3}[model.mlp] * mlp_width
     mlp = 2 * width + norm_stats + gate
     readout = 2 * width + norm_stats + 2 * model.vocab_size
-    tokens = run.hparams.batch_tokens
+    tokens = run.largest_batch_tokens
     return _FLOAT_BYTES * tokens * (model.depth * (attention + mlp) + readout)
 
 

@@ -8,10 +8,12 @@ from typing import Any, Literal
 from proxy_models.checks import ints_to_floats, require
 from proxy_models.optimizer_config import OptimizerConfig, PlainOptimizerConfig, RankConfig, Switch, optimizer_from_dict
 
-Parametrization = Literal["standard", "mup"]
+Parametrization = Literal["standard", "mup", "complete_p"]
 WeightDecayInvariant = Literal["lr_wd", "timescale", "none"]
 ScheduleName = Literal["wsd", "cosine"]
 MlpKind = Literal["swiglu", "relu2"]
+
+DEFAULT_DEPTH = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,7 +21,7 @@ class ModelConfig:
     """A decoder-only transformer. Aspect ratios and head_dim stay fixed while width varies."""
 
     width: int
-    depth: int = 2
+    depth: int = DEFAULT_DEPTH
     head_dim: int = 16
     mlp: MlpKind = "swiglu"
     mlp_ratio: float = 3.0  # MLP width / width
@@ -114,6 +116,29 @@ class HParams:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BatchChange:
+    """Other batches from some point of a run on: a probe of the critical batch size, or a batch warm-up."""
+
+    at_tokens: int  # trained before
+    batch_tokens: int  # from then on: a multiple of the batch before
+    lr_ratio: float = 1.0  # lr from then on over lr before
+    beta2: float | None = None  # from then on; None: as before
+
+    def __post_init__(self) -> None:
+        ints_to_floats(self)
+        for name in ("at_tokens", "batch_tokens"):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        require(
+            math.isfinite(self.lr_ratio) and self.lr_ratio > 0,
+            f"lr_ratio must be above 0 and finite, got {self.lr_ratio}",
+        )
+        require(
+            self.beta2 is None or 0 <= self.beta2 < 1,
+            f"beta2 must be in [0, 1), got {self.beta2}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
     """One training run, whole: two runs with equal configs and data give equal losses."""
 
@@ -127,10 +152,18 @@ class RunConfig:
     parametrization: Parametrization = "mup"
     weight_decay_invariant: WeightDecayInvariant = "lr_wd"
     schedule: ScheduleName = "wsd"
+    base_depth: int | None = None  # of complete_p alone, the only one with a rule for depth
+    batch_change: BatchChange | None = None
 
     def __post_init__(self) -> None:
         hp, seq_len = self.hparams, self.model.seq_len
         require(self.base_width >= 1, f"base_width must be at least 1, got {self.base_width}")
+        require(
+            (self.base_depth is not None) == (self.parametrization == "complete_p"),
+            f"base_depth must be given with parametrization 'complete_p' and with no other, got base_depth="
+            f"{self.base_depth} with {self.parametrization!r}",
+        )
+        require(self.base_depth is None or self.base_depth >= 1, f"base_depth must be at least 1, got {self.base_depth}")
         require(self.seed >= 0, f"seed must be at least 0, got {self.seed}")
         require(
             hp.batch_tokens % seq_len == 0,
@@ -153,6 +186,8 @@ class RunConfig:
             _require_rank_fits(phase, self.model)
         if isinstance(self.optimizer, Switch):
             self._require_switch_within(self.optimizer)
+        if self.batch_change is not None:
+            self._require_change_within(self.batch_change)
 
     @property
     def width_mult(self) -> float:
@@ -160,12 +195,48 @@ class RunConfig:
         return self.model.width / self.base_width
 
     @property
+    def depth_mult(self) -> float:
+        """m_L = depth / base_depth; 1 where no rule looks at depth."""
+        return 1.0 if self.base_depth is None else self.model.depth / self.base_depth
+
+    @property
     def steps(self) -> int:
-        return self.train_tokens // self.hparams.batch_tokens
+        change = self.batch_change
+        if change is None:
+            return self.train_tokens // self.hparams.batch_tokens
+        return self._change_step(change) + (self.train_tokens - change.at_tokens) // change.batch_tokens
+
+    def batch_tokens_of(self, step: int) -> int:
+        """Tokens of the step-th update, from 0."""
+        change = self.batch_change
+        changed = change is not None and step >= self._change_step(change)
+        return change.batch_tokens if change is not None and changed else self.hparams.batch_tokens
+
+    def tokens_before(self, step: int) -> int:
+        """Tokens of the first `step` updates."""
+        change = self.batch_change
+        first = step if change is None else min(step, self._change_step(change))
+        tokens = first * self.hparams.batch_tokens
+        return tokens if change is None else tokens + (step - first) * change.batch_tokens
+
+    @property
+    def largest_batch_tokens(self) -> int:
+        return self.batch_tokens_of(self.steps - 1)
+
+    def _change_step(self, change: BatchChange) -> int:
+        return change.at_tokens // self.hparams.batch_tokens
 
     @property
     def phases(self) -> tuple[tuple[int, "RunConfig"], ...]:
-        """(first step, the run as if its optimizer were never switched) of each optimizer in turn."""
+        """(first step, the run as if nothing were ever changed) of each optimizer, or lr and beta2, in turn."""
+        change, hp = self.batch_change, self.hparams
+        if change is not None:
+            beta2 = hp.beta2 if change.beta2 is None else change.beta2
+            changed = replace(hp, lr=hp.lr * change.lr_ratio, beta2=beta2)
+            return (
+                (0, replace(self, batch_change=None)),
+                (self._change_step(change), replace(self, batch_change=None, hparams=changed)),
+            )
         lr, ratio = self.hparams.lr, self.hparams.second_lr_ratio
         return tuple(
             (start, replace(self, optimizer=optimizer, hparams=replace(self.hparams, lr=lr * ratio if start else lr)))
@@ -194,6 +265,27 @@ class RunConfig:
             f"({self.hparams.batch_tokens} tokens each); at_tokens can be {self.hparams.batch_tokens} to {last}",
         )
 
+    def _require_change_within(self, change: BatchChange) -> None:
+        batch_tokens = self.hparams.batch_tokens
+        require(
+            not isinstance(self.optimizer, Switch), "batch_change must not be given where the optimizer is switched"
+        )
+        require(
+            change.batch_tokens % batch_tokens == 0,
+            f"batch_tokens of a batch_change must be a multiple of the batch before, {batch_tokens}, "
+            f"got {change.batch_tokens}",
+        )
+        require(
+            change.at_tokens % batch_tokens == 0,
+            f"at_tokens must be whole batches of {batch_tokens} tokens, got {change.at_tokens}",
+        )
+        left = self.train_tokens - change.at_tokens
+        require(
+            left >= change.batch_tokens and left % change.batch_tokens == 0,
+            f"at_tokens must leave whole batches of {change.batch_tokens} of {self.train_tokens} tokens, "
+            f"got {change.at_tokens}, which leaves {left}",
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `run_config_from_dict` is the inverse."""
         return asdict(self)
@@ -213,7 +305,8 @@ def first_steps(run: RunConfig, *, steps: int, batch_tokens: int) -> RunConfig:
     if isinstance(optimizer, Switch):
         optimizer = replace(optimizer, at_tokens=batch_tokens * max(1, steps // 2))
     hparams = replace(run.hparams, batch_tokens=batch_tokens, warmup_tokens=0, decay_tokens=0)
-    return replace(run, optimizer=optimizer, hparams=hparams, train_tokens=batch_tokens * steps, schedule="wsd")
+    tokens = batch_tokens * steps
+    return replace(run, optimizer=optimizer, hparams=hparams, train_tokens=tokens, schedule="wsd", batch_change=None)
 
 
 def _require_rank_fits(optimizer: PlainOptimizerConfig, model: ModelConfig) -> None:
@@ -251,5 +344,6 @@ def run_config_from_dict(values: Mapping[str, Any]) -> RunConfig:
             "model": ModelConfig(**values["model"]),
             "optimizer": optimizer_from_dict(values["optimizer"]),
             "hparams": HParams(**values["hparams"]),
+            "batch_change": None if values.get("batch_change") is None else BatchChange(**values["batch_change"]),
         }
     )

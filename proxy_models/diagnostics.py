@@ -14,11 +14,12 @@ from proxy_models.optimizers.rules import Averaged
 from proxy_models.roles import Role
 
 QUANTILES = (0.1, 0.5, 0.9)
+WHOLE_MODEL = "all"  # kind of what is no single layer's
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Diagnostic:
-    """One number about one HIDDEN matrix at one step.
+    """One number about one HIDDEN matrix at one step, or about all parameters (`Training.gradient_noise`).
 
     `quantity` is one of: update_rms and update_spectral_norm, of what is subtracted from the weights;
     momentum_effective_rank, (sum sigma^2)^2 / sum sigma^4, from 1 to the smaller side; momentum_sigma_q10, _q50

@@ -13,7 +13,7 @@ def schedule_factor(run: RunConfig, step: int) -> float:
     middle of the step, so that neither the first update nor the last is lost to a factor of zero.
     """
     hp = run.hparams
-    tokens = (step + 0.5) * hp.batch_tokens
+    tokens = run.tokens_before(step) + 0.5 * run.batch_tokens_of(step)
     if tokens < hp.warmup_tokens:
         return tokens / hp.warmup_tokens
     if run.schedule == "cosine":

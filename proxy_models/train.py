@@ -1,5 +1,6 @@
 """The training loop: runs in, outcomes out. Knows nothing of sweeps, results on disk or ray."""
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from torch import Tensor
 from proxy_models.accounting import forward_flops_per_token
 from proxy_models.config import RunConfig
 from proxy_models.data import TokenData
-from proxy_models.diagnostics import Diagnostic, diagnose
+from proxy_models.diagnostics import WHOLE_MODEL, Diagnostic, diagnose
 from proxy_models.member_state import MemberState
 from proxy_models.mode import EAGER_LOOP, Mode
 from proxy_models.optimizers import Observe, Update
@@ -46,6 +47,7 @@ class Watch:
     on_state: OnState | None = None  # at the steps of `Job.save_at`
     state_seconds: float | None = None  # and every so many seconds
     diagnose_every: int | None = None  # steps
+    noise_every: int | None = None  # steps between measurements of the gradient noise, see `Training.gradient_noise`
     follow: Follow | None = None
 
 
@@ -148,6 +150,7 @@ class _Group:
         every = 1 if self.mode.device == "cpu" else _GPU_STEPS_A_READ
         self.last_read = time.perf_counter()
         while self.done < until and self.active():
+            self._measure_noise()
             self.unread.append(self.training.step(self._observer()))
             if self.watch.follow is not None:
                 self.watch.follow(self.training, self.done)
@@ -234,6 +237,17 @@ class _Group:
             diagnostics=tuple(member.diagnostics),
         )
 
+    def _measure_noise(self) -> None:
+        every = self.watch.noise_every
+        if every is None or self.done % every != 0:
+            return
+        for quantity, values in self.training.gradient_noise().items():
+            for member, value in zip(self.slots, values, strict=True):
+                if not member.finished and math.isfinite(value):
+                    member.diagnostics.append(
+                        Diagnostic(step=self.done + 1, depth=0, kind=WHOLE_MODEL, quantity=quantity, value=value)
+                    )
+
     def _observer(self) -> Observe | None:
         every = self.watch.diagnose_every
         if every is None or self.done % every != 0:
@@ -257,7 +271,7 @@ class _Group:
     ) -> TrainOutcome:
         run = member.job.run
         steps, losses = curve(member.losses[:-1] if member.diverged else member.losses, run.steps)
-        tokens = (len(member.losses) - member.inherited_steps) * run.hparams.batch_tokens
+        tokens = run.tokens_before(len(member.losses)) - run.tokens_before(member.inherited_steps)
         flops = 3 * forward_flops_per_token(run.model) * tokens
         seconds = max(member.seconds, 1e-9)  # nothing, where all of it was taken over
         return TrainOutcome(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from proxy_models.stacks import by_name, initialize
 from proxy_models.transformer import Tap
 
 _VALIDATION_BATCH = 32  # sequences
+_MICRO_BATCHES = 8  # at most, of the gradient noise's measurement: each costs a backward pass of its own
 
 
 class Training:
@@ -50,13 +52,43 @@ class Training:
     def windows(self, step: int) -> Tensor:
         """The step's training windows of each member, (M, B, T + 1). Members of one seed see the same."""
         seeds = list(dict.fromkeys(run.seed for run in self.runs))
-        batch_tokens, seq_len = self.runs[0].hparams.batch_tokens, self.runs[0].model.seq_len
+        batch_tokens, seq_len = self.runs[0].batch_tokens_of(step), self.runs[0].model.seq_len
         distinct = [
             torch.from_numpy(batch(self.data, seed=seed, step=step, batch_tokens=batch_tokens, seq_len=seq_len))
             for seed in seeds
         ]
         stacked = torch.stack(distinct).to(self.mode.device)
         return stacked[[seeds.index(run.seed) for run in self.runs]] if len(self.runs) > 1 else stacked
+
+    def gradient_noise(self) -> dict[str, list[float]]:
+        """What the gradient noise scale is estimated from, of the next step's batch, one value a member.
+
+        `gradient_sq_micro`, the mean over micro-batches of the squared norm of their gradient; `gradient_sq_batch`,
+        the squared norm of the mean of these gradients; `micro_tokens` and `batch_tokens`. All parameters, before
+        clipping. Nothing where a batch is one sequence. McCandlish et al., arXiv:1812.06162, appendix A.1, whose two
+        batches are here of one step, so that no parameter moves between them.
+        """
+        windows = self.windows(self.step_count)
+        sequences, members, seq_len = windows.shape[1], len(self.runs), self.runs[0].model.seq_len
+        parts = max(n for n in range(1, _MICRO_BATCHES + 1) if sequences % n == 0)
+        if parts == 1:
+            return {}
+        # A compiled program would be compiled anew for this size of batch.
+        eager = program(self.runs[0], replace(self.mode, compiled=False))
+        means = [torch.zeros_like(weight) for weight in self.weights]
+        micro = torch.zeros(members, device=self.mode.device)
+        for part in windows.split(sequences // parts, dim=1):
+            _, gradients = eager.gradients(part, self.weights)
+            micro += _squared_norms(gradients) / parts
+            for mean, gradient in zip(means, gradients, strict=True):
+                mean += gradient / parts
+        batch_tokens = float(sequences * seq_len)
+        return {
+            "gradient_sq_micro": micro.tolist(),
+            "gradient_sq_batch": _squared_norms(means).tolist(),
+            "micro_tokens": [batch_tokens / parts] * members,
+            "batch_tokens": [batch_tokens] * members,
+        }
 
     def forward(self, tokens: Tensor, tap: Tap | None = None) -> Tensor:
         """Logits (B, T, V) of tokens (B, T) by the first member; `tap` sees every named activation."""
@@ -94,3 +126,8 @@ class Training:
     def _fill(self, member: int, weights: Mapping[str, Tensor]) -> None:
         for stack, weight in zip(self.layouts, self.weights, strict=True):
             weight[member] = torch.stack([weights[name] for name in stack.names]).to(weight.device)
+
+
+def _squared_norms(gradients: Sequence[Tensor]) -> Tensor:
+    """Over all parameters, (M,)."""
+    return torch.stack([gradient.square().flatten(1).sum(1) for gradient in gradients]).sum(0)

@@ -190,7 +190,8 @@ def _measured(run: RunConfig, mode: Mode, members: int) -> StepCost:
     data = _random_tokens(run)
     hparams = HParams(lr=1e-4, batch_tokens=run.hparams.batch_tokens)  # too small to diverge
     tokens = run.hparams.batch_tokens * (_WARM_UP_STEPS + _STEPS)
-    runs = [replace(run, hparams=hparams, train_tokens=tokens, seed=seed) for seed in range(members)]
+    alone = replace(run, hparams=hparams, train_tokens=tokens, batch_change=None)
+    runs = [replace(alone, seed=seed) for seed in range(members)]
     with _worker_settings():
         if mode.device == "cuda":
             torch.cuda.reset_peak_memory_stats()

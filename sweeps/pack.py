@@ -26,6 +26,7 @@ class Pack:
     trials: tuple[Trial, ...]
     mode: Mode = EAGER_LOOP
     diagnose_every: int | None = None  # steps between diagnostics; None: none are recorded
+    noise_every: int | None = None  # steps between measurements of the gradient noise
     starts: Mapping[str, Fork] = field(default_factory=dict)  # trial id -> where it goes on, if it shares a start
     forks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # trial id -> steps at which others go on
     stopping: Stopping | None = None  # None: every trial is trained to its end
@@ -55,7 +56,12 @@ def shape_of(trial: Trial) -> Trial:
 
 
 def make_packs(
-    trials: Sequence[Trial], size: int, *, mode: Mode = EAGER_LOOP, diagnose_every: int | None = None
+    trials: Sequence[Trial],
+    size: int,
+    *,
+    mode: Mode = EAGER_LOOP,
+    diagnose_every: int | None = None,
+    noise_every: int | None = None,
 ) -> tuple[Pack, ...]:
     """Split trials into packs of one shape and at most `size` trials, the most FLOPs first.
 
@@ -70,7 +76,9 @@ def make_packs(
     for trial in trials:
         groups.setdefault(shape_of(trial), []).append(trial)
     packs = [
-        Pack(trials=tuple(group[start : start + size]), mode=mode, diagnose_every=diagnose_every)
+        Pack(
+            trials=tuple(group[start : start + size]), mode=mode, diagnose_every=diagnose_every, noise_every=noise_every
+        )
         for group in groups.values()
         for start in range(0, len(group), size)
     ]

@@ -62,9 +62,12 @@ class ShapePlan:
     """What decided for the mode."""
 
     def seconds_of(self, run: RunConfig, *, first_step: int = 0) -> float:
-        """Training from that step on, and validation, whose forward pass is a third of a step's work."""
-        validation_steps = run.validation_tokens / (3 * run.hparams.batch_tokens)
-        return self.seconds_per_step_member * (run.steps - first_step + validation_steps)
+        """Training from that step on, and validation, whose forward pass is a third of a step's work.
+
+        After a change of batch a token is taken to cost what it did before.
+        """
+        tokens = run.train_tokens - run.tokens_before(first_step) + run.validation_tokens / 3
+        return self.seconds_per_step_member * tokens / run.hparams.batch_tokens
 
     @property
     def step_cost(self) -> StepCost:
@@ -154,7 +157,9 @@ def shapes_of(trials: Iterable[Trial]) -> tuple[Shape, ...]:
     return tuple(Shape(shape_id=shape_id, trials=tuple(group)) for shape_id, group in groups.items())
 
 
-def packs_of(trials: Sequence[Trial], plans: Plans, *, diagnose_every: int | None = None) -> tuple[Pack, ...]:
+def packs_of(
+    trials: Sequence[Trial], plans: Plans, *, diagnose_every: int | None = None, noise_every: int | None = None
+) -> tuple[Pack, ...]:
     """Packs of every trial once, by the plans of their shapes, the longest first."""
     packs = [
         pack
@@ -164,6 +169,7 @@ def packs_of(trials: Sequence[Trial], plans: Plans, *, diagnose_every: int | Non
             plans[shape.shape_id].pack_size,
             mode=plans[shape.shape_id].mode,
             diagnose_every=diagnose_every,
+            noise_every=noise_every,
         )
     ]
     return tuple(sorted(packs, key=lambda pack: -pack_seconds(pack, plans)))

@@ -59,6 +59,7 @@ def stable_part(trial: Trial) -> Trial:
         hparams=replace(hp, second_lr_ratio=1.0, decay_tokens=decay_tokens, final_lr_frac=final_lr_frac),
         train_tokens=train_tokens,
         validation_tokens=2 * run.model.seq_len,
+        batch_change=None,
     )
     return replace(trial, run=erased)
 
@@ -114,7 +115,7 @@ def _branches(group: Sequence[Trial]) -> dict[str, Fork]:
 def flops_saved(pack: Pack) -> float:
     """Model FLOPs of what a pack's branches do not train anew."""
     branches = [(trial.run, pack.starts[trial.trial_id].step) for trial in pack.trials if trial.trial_id in pack.starts]
-    return sum(training_flops(run) * step / run.steps for run, step in branches)
+    return sum(training_flops(run) * run.tokens_before(step) / run.train_tokens for run, step in branches)
 
 
 def plan_packs(

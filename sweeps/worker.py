@@ -100,6 +100,7 @@ class _Work:
             on_state=lambda member, state: self._save(group[member], state),
             state_seconds=self.checkpoint_seconds,
             diagnose_every=self.pack.diagnose_every,
+            noise_every=self.pack.noise_every,
         )
         yield from train(
             [self._job(trial) for trial in group],

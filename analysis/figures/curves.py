@@ -65,7 +65,7 @@ def _draw_curve(ax: Axes, result: TrialResult, color: str) -> None:
 
 
 def _tokens(result: TrialResult) -> list[int]:
-    return [step * result.trial.run.hparams.batch_tokens for step in result.curve_steps]
+    return [result.trial.run.tokens_before(step) for step in result.curve_steps]
 
 
 def _cut_off_start(ax: Axes, trials: Sequence[TrialResult]) -> None:

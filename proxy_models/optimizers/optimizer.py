@@ -190,7 +190,7 @@ class Optimizer:
 
 
 class SwitchingOptimizer:
-    """One optimizer up to a step, then another on the same weights."""
+    """One optimizer up to a step, then another on the same weights; or the same with other coefficients."""
 
     def __init__(self, layouts: Sequence[Stack], weights: Sequence[Tensor], runs: Sequence[RunConfig]) -> None:
         phases = [run.phases for run in runs]
@@ -198,8 +198,7 @@ class SwitchingOptimizer:
         assert len(switches) == 1, f"members of a pack must switch at one step, got {sorted(switches)}"
         self.switch_step = switches.pop()
         switch = runs[0].optimizer
-        assert isinstance(switch, Switch)
-        self.keep_states = switch.states == "keep"
+        self.keep_states = not isinstance(switch, Switch) or switch.states == "keep"
         self.current, self.next = (Optimizer(layouts, weights, [phase[i][1] for phase in phases]) for i in range(2))
 
     @property

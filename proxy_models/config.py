@@ -163,7 +163,9 @@ class RunConfig:
             f"base_depth must be given with parametrization 'complete_p' and with no other, got base_depth="
             f"{self.base_depth} with {self.parametrization!r}",
         )
-        require(self.base_depth is None or self.base_depth >= 1, f"base_depth must be at least 1, got {self.base_depth}")
+        require(
+            self.base_depth is None or self.base_depth >= 1, f"base_depth must be at least 1, got {self.base_depth}"
+        )
         require(self.seed >= 0, f"seed must be at least 0, got {self.seed}")
         require(
             hp.batch_tokens % seq_len == 0,

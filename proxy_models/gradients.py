@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from proxy_models.config import ModelConfig, RunConfig
 from proxy_models.mode import Mode
-from proxy_models.parametrization import forward_multipliers
+from proxy_models.parametrization import ForwardMultipliers, forward_multipliers
 from proxy_models.stacks import Stack, by_name, layout, make_model, parameters_of
 from proxy_models.transformer import Tap, Transformer
 
@@ -55,7 +55,7 @@ def program(run: RunConfig, mode: Mode) -> Program:
 
 
 @lru_cache(maxsize=_MOST_VARIANTS)
-def _program(config: ModelConfig, multipliers: tuple[float, ...], mode: Mode) -> Program:
+def _program(config: ModelConfig, multipliers: ForwardMultipliers, mode: Mode) -> Program:
     model = make_model(config, multipliers).to(mode.device)
     layouts = layout(model)
     if mode.compiled:

@@ -54,6 +54,11 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), RMS_EPS)
 
 
+def add_branch(x: Tensor, branch: Tensor, multiplier: float) -> Tensor:
+    """x + multiplier * branch, and at 1 the plain sum, to the bit."""
+    return x + (branch if multiplier == 1.0 else branch * multiplier)
+
+
 def roles(model: nn.Module) -> dict[str, Role]:
     """Role of every parameter by its full name.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from proxy_models.config import ModelConfig, RunConfig
 from proxy_models.modules import roles
-from proxy_models.parametrization import forward_multipliers, init_std_of
+from proxy_models.parametrization import ForwardMultipliers, forward_multipliers, init_std_of
 from proxy_models.roles import Role
 from proxy_models.transformer import Transformer
 
@@ -32,9 +32,9 @@ def build_model(run: RunConfig) -> Transformer:
     return make_model(run.model, forward_multipliers(run))
 
 
-def make_model(config: ModelConfig, multipliers: Sequence[float]) -> Transformer:
-    """The module of all runs with this model and these forward multipliers, in the order of `Role`."""
-    return Transformer(config, dict(zip(Role, multipliers, strict=True)))
+def make_model(config: ModelConfig, multipliers: ForwardMultipliers) -> Transformer:
+    """The module of all runs with this model and these forward multipliers."""
+    return Transformer(config, multipliers)
 
 
 def layout(model: nn.Module) -> tuple[Stack, ...]:

@@ -3,14 +3,15 @@
 Shapes: B batch, T tokens, D width, H heads, K head_dim, V vocabulary.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from proxy_models.config import ModelConfig
-from proxy_models.modules import Matrix, RMSNorm, TokenEmbedding
+from proxy_models.modules import Matrix, RMSNorm, TokenEmbedding, add_branch
+from proxy_models.parametrization import ForwardMultipliers
 from proxy_models.roles import Role
 
 ROTARY_BASE = 10_000.0
@@ -84,16 +85,17 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + residual * attention(norm(x)), then x + residual * mlp(norm(x)), with the residual multiplier."""
 
-    def __init__(self, config: ModelConfig, multiplier: float) -> None:
+    def __init__(self, config: ModelConfig, multipliers: ForwardMultipliers) -> None:
         super().__init__()
+        self.residual_multiplier = multipliers.residual
         self.attention_norm, self.mlp_norm = RMSNorm(config.width), RMSNorm(config.width)
-        self.attention, self.mlp = Attention(config, multiplier), MLP(config, multiplier)
+        self.attention, self.mlp = Attention(config, multipliers.hidden), MLP(config, multipliers.hidden)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, tap: Tap) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), cos, sin, tap)
-        x = x + self.mlp(self.mlp_norm(x), tap)
+        x = add_branch(x, self.attention(self.attention_norm(x), cos, sin, tap), self.residual_multiplier)
+        x = add_branch(x, self.mlp(self.mlp_norm(x), tap), self.residual_multiplier)
         tap("residual", x)
         return x
 
@@ -101,12 +103,11 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Tokens (B, T) to logits (B, T, V). Weights are left uninitialized: `stacks.initialize` fills them by role."""
 
-    def __init__(self, config: ModelConfig, forward_multipliers: Mapping[Role, float]) -> None:
+    def __init__(self, config: ModelConfig, multipliers: ForwardMultipliers) -> None:
         super().__init__()
-        hidden = forward_multipliers[Role.HIDDEN]
-        self.readout_multiplier = forward_multipliers[Role.READOUT]
-        self.embedding = TokenEmbedding(config.vocab_size, config.width, multiplier=forward_multipliers[Role.EMBEDDING])
-        self.blocks = nn.ModuleList(Block(config, hidden) for _ in range(config.depth))
+        self.readout_multiplier = multipliers.readout
+        self.embedding = TokenEmbedding(config.vocab_size, config.width, multiplier=multipliers.embedding)
+        self.blocks = nn.ModuleList(Block(config, multipliers) for _ in range(config.depth))
         self.final_norm = RMSNorm(config.width)
         # Tied: one matrix under the input rule; the readout's forward multiplier still acts on the logits.
         self.readout = (

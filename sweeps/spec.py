@@ -34,6 +34,7 @@ __all__ = [
 
 MIN_LR_VALUES = 3  # a parabola has three coefficients
 MIN_CHECK_WIDTHS = 4  # fewer points do not tell a slope from noise
+MIN_CHECK_DEPTHS = 4  # likewise
 
 
 def load_spec(path: str | Path) -> SweepSpec:
@@ -45,6 +46,7 @@ def load_spec(path: str | Path) -> SweepSpec:
     spec = read_section(path, SweepSpec)
     _check_optimizers(spec)
     _check_widths(spec)
+    _check_depths(spec)
     run_configs(spec)
     _check_search(spec)
     _check_first_steps(spec)
@@ -61,7 +63,7 @@ def load_target(path: str | Path) -> TargetSpec:
 
 
 def check_target(target: TargetSpec, spec: SweepSpec) -> None:
-    """Raises SpecError if the sweep says nothing about this target: too narrow, or not a run at all."""
+    """Raises SpecError if the sweep says nothing about this target: too narrow, of another depth, or not a run."""
     widest = max(spec.run.widths)
     require(
         target.width >= widest,
@@ -70,14 +72,44 @@ def check_target(target: TargetSpec, spec: SweepSpec) -> None:
         f"must be at least the widest proxy's, {widest}, got {target.width}. "
         "Transfer goes from small to large: raise it.",
     )
+    _check_target_depth(target, spec)
     for name, seed in itertools.product(spec.optimizers, target.seeds):
         try:
-            run_config(spec, name, width=target.width, seed=seed, train_tokens=target.train_tokens)
+            run_config(
+                spec, name, width=target.width, depth=target.depth, seed=seed, train_tokens=target.train_tokens
+            )
         except ConfigError as error:
             field = _field_of(error)
             raise config_error(
                 target.file, field if field in TargetSpec.model_fields else "train_tokens", error
             ) from None
+
+
+def _check_target_depth(target: TargetSpec, spec: SweepSpec) -> None:
+    """Only complete_p has a rule for depth; without one a depth that no proxy has is one that nothing is known of."""
+    depths = sorted(spec.depths)
+    require(
+        target.depth is not None or len(depths) == 1,
+        target.file,
+        "depth",
+        f"must be given where the sweep has several depths, {depths}. Add depth.",
+    )
+    if target.depth is None or target.depth in depths:
+        return
+    require(
+        spec.run.parametrization == "complete_p",
+        target.file,
+        "depth",
+        f"must be a depth of the proxies', {depths}, got {target.depth}: under {spec.run.parametrization!r} optima move "
+        'with depth. Train proxies of that depth, or sweep with run.parametrization = "complete_p".',
+    )
+    require(
+        target.depth > depths[-1],
+        target.file,
+        "depth",
+        f"must be a depth of the proxies', {depths}, or above, got {target.depth}. "
+        "Transfer goes from small to large: raise it.",
+    )
 
 
 def axes_of(spec: SweepSpec, optimizer: str) -> dict[str, tuple[Any, ...]]:
@@ -93,12 +125,13 @@ def run_config(
     *,
     width: int,
     seed: int,
+    depth: int | None = None,
     overrides: Mapping[str, Any] | None = None,
     train_tokens: int | None = None,
 ) -> RunConfig:
     """One run at any width. `overrides` are HParams fields; an axis they leave open takes its middle value.
 
-    Without `train_tokens` it is of the longest horizon.
+    Without `train_tokens` it is of the longest horizon, without `depth` of the sweep's least.
 
     Raises:
         ConfigError: no such run can be, for example a width that is no multiple of head_dim, or a weight decay
@@ -113,10 +146,11 @@ def run_config(
         batches = max(1, round(run.decay_frac * horizon / hparams.batch_tokens))
         hparams = replace(hparams, decay_tokens=batches * hparams.batch_tokens)
     config = RunConfig(
-        model=ModelConfig(width=width, **spec.model),
+        model=ModelConfig(**{**spec.model, "width": width, "depth": min(spec.depths) if depth is None else depth}),
         optimizer=own.config,
         hparams=hparams,
         base_width=run.base_width,
+        base_depth=run.base_depth,
         train_tokens=horizon,
         validation_tokens=run.validation_tokens,
         seed=seed,
@@ -141,7 +175,7 @@ def _refuse_tied_readout_momentum(run: RunConfig) -> None:
 
 
 def run_configs(spec: SweepSpec) -> tuple[RunConfig, ...]:
-    """The whole grid: optimizer, then width, horizon, the axes in the order of HParams, and seed.
+    """The whole grid: optimizer, then width, depth, horizon, the axes in the order of HParams, and seed.
 
     Raises:
         SpecError: a run that cannot be, with the key that made it so.
@@ -180,11 +214,14 @@ def plan_trials(spec: SweepSpec, data_fingerprint: str) -> tuple[Trial, ...]:
 
 def _grid_of(spec: SweepSpec, optimizer: str, widths: Sequence[int]) -> Iterator[RunConfig]:
     axes = axes_of(spec, optimizer)
-    grid = itertools.product(widths, spec.run.train_tokens, itertools.product(*axes.values()), spec.run.seeds)
-    for width, horizon, values, seed in grid:
+    settings = itertools.product(*axes.values())
+    grid = itertools.product(widths, spec.depths, spec.run.train_tokens, settings, spec.run.seeds)
+    for width, depth, horizon, values, seed in grid:
         overrides = dict(zip(axes, values, strict=True))
         try:
-            yield run_config(spec, optimizer, width=width, seed=seed, overrides=overrides, train_tokens=horizon)
+            yield run_config(
+                spec, optimizer, width=width, depth=depth, seed=seed, overrides=overrides, train_tokens=horizon
+            )
         except ConfigError as error:
             raise config_error(spec.file, _key_of(spec, optimizer, _field_of(error)), error) from None
 
@@ -208,7 +245,7 @@ def _key_of(spec: SweepSpec, optimizer: str, field: str) -> str:
             return f"{table}.{field}"
     if field in (name.name for name in fields(own.config)):
         return f"optimizers.{optimizer}.{field}"
-    sections = {"width": "run.widths", "seed": "run.seeds"}
+    sections = {"width": "run.widths", "seed": "run.seeds"} | ({"depth": "run.depths"} if spec.run.depths else {})
     for section, record in (("run", RunSection), ("hparams", HParams), ("model", ModelConfig)):
         sections |= {name: f"{section}.{name}" for name in record.__annotations__ if name not in sections}
     return sections.get(field, f"optimizers.{optimizer}")
@@ -248,6 +285,13 @@ def _check_search(spec: SweepSpec) -> None:
         "search.method",
         f'must be "grid" where run.train_tokens has several horizons, got "{spec.search.method}" with '
         f"{list(spec.run.train_tokens)}. Change it, or give run.train_tokens one number.",
+    )
+    require(
+        len(spec.depths) == 1,
+        spec.file,
+        "search.method",
+        f'must be "grid" where run.depths has several values, got "{spec.search.method}" with {list(spec.depths)}. '
+        "Change it, or keep one depth.",
     )
     owners: dict[RunConfig, str] = {}
     for optimizer in spec.optimizers:
@@ -305,6 +349,31 @@ def _check_widths(spec: SweepSpec) -> None:
             except ConfigError as error:
                 field = _field_of(error)
                 raise config_error(spec.file, key if field == "width" else f"model.{field}", error) from None
+
+
+def _check_depths(spec: SweepSpec) -> None:
+    """Depth is said once, and every depth of the check is a model."""
+    require(
+        spec.run.depths is None or "depth" not in spec.model,
+        spec.file,
+        "model.depth",
+        f"must not be given beside run.depths, got {shown(spec.model.get('depth'))}. Remove one of the two.",
+    )
+    complete = spec.run.parametrization == "complete_p"
+    require(
+        complete == (spec.run.base_depth is not None),
+        spec.file,
+        "run.base_depth",
+        'must be given with parametrization = "complete_p" and with no other, got '
+        f'{shown(spec.run.base_depth)} with "{spec.run.parametrization}". Add or remove it; the least proxy depth is '
+        "a good base.",
+    )
+    require(
+        not spec.check_depths or len(spec.check_depths) >= MIN_CHECK_DEPTHS,
+        spec.file,
+        "check.depths",
+        f"must have at least {MIN_CHECK_DEPTHS} values to show a slope, got {list(spec.check_depths)}. Add one.",
+    )
 
 
 def _check_first_steps(spec: SweepSpec) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, PrivateAttr, Strict, model_validator
 
-from proxy_models.config import Parametrization, ScheduleName, WeightDecayInvariant
+from proxy_models.config import DEFAULT_DEPTH, Parametrization, ScheduleName, WeightDecayInvariant
 from proxy_models.mode import Dtype
 from sweeps.spec_file import FileSection, Section
 from sweeps.spec_optimizers import OptimizersTable
@@ -39,11 +39,13 @@ class DataSection(Section):
 
 
 class RunSection(Section):
-    """What all runs share, and the widths, horizons and seeds of the grid."""
+    """What all runs share, and the widths, depths, horizons and seeds of the grid."""
 
     parametrization: Parametrization = "mup"
     base_width: int = Field(ge=1)
     widths: Widths
+    base_depth: int | None = Field(default=None, ge=1)  # of complete_p
+    depths: Widths | None = None  # None: model.depth alone
     seeds: Seeds
     train_tokens: Horizons  # a number in the file is a horizon of its own
     validation_tokens: int = Field(ge=1)
@@ -66,9 +68,10 @@ class RunSection(Section):
 
 
 class CheckSection(Section):
-    """The coordinate check: a few steps at several widths."""
+    """The coordinate check: a few steps at several widths, and at several depths."""
 
     widths: Widths | None = None  # None: base_width times 1, 2, 4 and 8
+    depths: Widths | None = None  # None: base_depth times 1, 2, 4 and 8 under complete_p, otherwise no check over depth
     steps: int = Field(default=4, ge=1)
     seeds: Seeds = (0, 1, 2)
     tolerance: float = Field(default=0.15, gt=0)  # largest |slope| of log RMS activation against log width
@@ -183,6 +186,17 @@ class SweepSpec(FileSection):
     def check_widths(self) -> tuple[int, ...]:
         return self.check.widths or tuple(self.run.base_width * factor for factor in (1, 2, 4, 8))
 
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """The depths of the grid."""
+        return self.run.depths or (self.model.get("depth", DEFAULT_DEPTH),)
+
+    @property
+    def check_depths(self) -> tuple[int, ...]:
+        """Depths of the coordinate check over depth; () where there is none."""
+        base = self.run.base_depth
+        return self.check.depths or (() if base is None else tuple(base * factor for factor in (1, 2, 4, 8)))
+
     def data_source(self) -> DataSource:
         """Where the tokens are; a relative path is resolved against `data_folder`."""
         from proxy_models.data import DataSource
@@ -197,6 +211,7 @@ class TargetSpec(FileSection):
     """The large run that a sweep's hyperparameters are meant for."""
 
     width: int = Field(ge=1)
+    depth: int | None = Field(default=None, ge=1)  # None: the proxies', where all have one
     train_tokens: int | None = Field(default=None, ge=1)  # None: as the proxies
     seeds: Seeds = (0,)
     _file: Path = PrivateAttr(default=Path("target.toml"))

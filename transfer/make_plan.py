@@ -16,7 +16,7 @@ from analysis.optimum import Optimum
 from proxy_models.accounting import n_params, training_bytes, training_flops
 from proxy_models.config import RunConfig
 from proxy_models.optimizer_config import Switch
-from proxy_models.parametrization import scale_role, width_rule
+from proxy_models.parametrization import scale_role, scaling_rule
 from proxy_models.roles import Role
 from sweeps.spec import SweepSpec, TargetSpec, run_config
 from transfer.horizons import horizons_note
@@ -190,7 +190,7 @@ def _plan_role(run: RunConfig, role: Role) -> RolePlan:
         init_std=std,
         forward_multiplier=scale.forward_multiplier,
         adam_eps=scale.effective_eps,
-        rule=width_rule(run, role),
+        rule=scaling_rule(run, role),
     )
 
 

@@ -12,7 +12,7 @@ from analysis.fast_transfer import Verdict
 from analysis.interval import Interval
 from analysis.surface import Setting
 from proxy_models.config import RunConfig
-from proxy_models.parametrization import WidthRule
+from proxy_models.parametrization import ScalingRule
 from proxy_models.roles import Role
 
 SCHEMA_VERSION = 1
@@ -76,8 +76,8 @@ class RolePlan:
     """Factor on the layer's output."""
     adam_eps: float
     """Adam's eps after the width rules; unused where the optimizer does not treat this role with Adam."""
-    rule: WidthRule
-    """Powers of width_mult that gave these numbers."""
+    rule: ScalingRule
+    """Powers of width_mult, and those called depth_ of depth_mult, that gave these numbers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

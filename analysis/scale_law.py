@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t as student
 
-from analysis.cells import Cells, cells_of
+from analysis.cells import Cells, Ints, cells_of
 from analysis.expected_cost import AlignedLosses, align
 from analysis.interval import FitError, Floats, Interval, percentile_interval
 from analysis.located import SHAPE_ERROR_STEPS
@@ -233,6 +233,52 @@ def scale_law_of(
     prior_sd: float = PRIOR_POWER_SD,
 ) -> ScaleLaw:
     """`fit_scale_law` of the cells of one series and their responses."""
+    inside, index, left_out = _inside_the_grid(cells, responses)
+    _require_spread(cells.scales, inside, left_out)
+    found = _shared_optima(cells, inside, index, left_out)
+    shape = found.shape
+    return ScaleLaw(
+        series=str(cells.keys[SERIES].iloc[0]),
+        scales=cells.scales,
+        hps=cells.hps,
+        shape=shape,
+        aligned=align(cells.take(index, cells.losses.shape[1]), shape, found.steps),
+        law=fit_linear_law(shape.log2_scales, shape.log2_optima, found.covariances, shape.common, prior_sd=prior_sd),
+        responses=found.responses,
+        left_out=left_out,
+        level=level,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class SharedOptima:
+    """The optima of n cells by the shape they share, with their errors, before any law over the scales."""
+
+    shape: SharedShape
+    covariances: Floats  # (n, k, k): each cell's own error, at least a tenth of a grid step; octaves squared
+    steps: Floats  # (n, k): median spacing of the values tried, octaves
+    responses: tuple[ResponseOptimum, ...]  # (n,)
+    left_out: tuple[str, ...]
+
+
+def fit_shared_optima(observations: Observations, series: str, *, band_fraction: float = BAND_FRACTION) -> SharedOptima:
+    """The cells of one series with an optimum inside their grid, whether or not they carry a law over the scales.
+
+    Raises:
+        FitError: no such series, no cell with an optimum inside its grid, or a loss without a minimum.
+    """
+    cells = cells_of(observations, band_fraction=band_fraction).of_series(series)
+    responses = responses_of(cells, n_bootstrap=0, rng=np.random.default_rng(0), level=0.9)
+    inside, index, left_out = _inside_the_grid(cells, responses)
+    if not inside:
+        raise FitError(f"no cell has an optimum inside its grid: {'; '.join(left_out)}. Extend the grids")
+    return _shared_optima(cells, inside, index, left_out)
+
+
+def _inside_the_grid(
+    cells: Cells, responses: Sequence[ResponseOptimum]
+) -> tuple[list[ResponseOptimum], Ints, tuple[str, ...]]:
+    """Responses away from the edges, their cells, and which cells are left out and why."""
     inside = [response for response in responses if not any(response.edges)]
     rows = {tuple(key): i for i, key in enumerate(cells.keys[list(cells.scales)].itertuples(index=False))}
     index = np.array([rows[tuple(value for _, value in response.scales)] for response in inside], dtype=np.int64)
@@ -242,21 +288,22 @@ def scale_law_of(
         for i in range(len(cells.losses))
         if i not in set(index.tolist())
     )
-    _require_spread(cells.scales, inside, left_out)
+    return inside, index, left_out
+
+
+def _shared_optima(
+    cells: Cells, inside: Sequence[ResponseOptimum], index: Ints, left_out: tuple[str, ...]
+) -> SharedOptima:
     near = cells.take(index, int(n_near(cells)[index].max()))
     shape = fit_shared_shape(near, np.stack([response.log2_values for response in inside]))
     steps = np.array([_steps(cells.log2_hps[i, : cells.n_points[i]]) for i in index])
-    covariances = shape.covariances + np.eye(len(near.hps)) * ((SHAPE_ERROR_STEPS * steps) ** 2)[:, None]
-    return ScaleLaw(
-        series=str(cells.keys[SERIES].iloc[0]),
-        scales=cells.scales,
-        hps=cells.hps,
+    floors = np.eye(len(near.hps)) * ((SHAPE_ERROR_STEPS * steps) ** 2)[:, None]
+    return SharedOptima(
         shape=shape,
-        aligned=align(cells.take(index, cells.losses.shape[1]), shape, steps),
-        law=fit_linear_law(shape.log2_scales, shape.log2_optima, covariances, shape.common, prior_sd=prior_sd),
+        covariances=shape.covariances + floors,
+        steps=steps,
         responses=tuple(inside),
         left_out=left_out,
-        level=level,
     )
 
 

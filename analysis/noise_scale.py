@@ -9,10 +9,10 @@ tokens has E|G_B|^2 = |G|^2 + tr(Sigma) / B. Two batch sizes of the same step gi
 Both are averaged over steps, apart, and only then divided: the mean of the steps' own ratios is biased, since a step's
 |G|^2 is noisy and can come out at 0 or below.
 
-It says how the critical batch moves during training, not where it is. It equals the critical batch only where the
-Hessian is a multiple of the identity and the learning rate the best one for each batch; on a noisy quadratic it is off
-by 2 to more than 50 times (`mutransfer lab noisy-quadratic`), and on language models by orders of magnitude (Merrill et
-al. 2025, arXiv:2505.23971). So nothing here is called a critical batch.
+It says how the critical batch moves during training, not where it is. The two agree where the Hessian is a multiple of
+the identity; on a noisy quadratic with a spread of curvatures the noise scale is 2 to 28 times the critical batch at
+one loss, depending on how a run came there (`mutransfer lab noisy-quadratic`), and on language models it was off by
+orders of magnitude (Merrill et al. 2025, arXiv:2505.23971). So nothing here is called a critical batch.
 """
 
 from collections.abc import Sequence
@@ -207,9 +207,9 @@ def noise_scale(points: NoisePoints, *, level: float = 0.9) -> NoiseScale:
     """Mean tr(Sigma) over mean |G|^2, with Fieller's interval from blocks of neighboring steps.
 
     All r with |mean(tr(Sigma) - r |G|^2)| within Student's t standard errors of 0 (Fieller 1954), the errors from the
-    means of at most ten consecutive blocks. It covers as often as it says where steps a block apart no longer
-    correlate; 90 % intervals covered 68 % with correlations that fell by 5 % a step, of 200 steps. Unlike the delta method it knows when the denominator may be 0: the set of
-    such r is then unbounded, and there is no value.
+    means of at most ten consecutive blocks. Unlike the delta method it knows when the denominator may be 0: the set of
+    such r is then unbounded, and there is no value. It covers as often as it says where steps a block apart no longer
+    correlate: of 200 steps whose correlation fell by 5 % a step, 90 % intervals covered 68 %.
 
     Raises:
         FitError: fewer than four steps.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from transfer.cli_trajectory import register
+from transfer import cli_noisy_quadratic, cli_trajectory
 from transfer.console import emit_json, exit_statuses, say
 
 if TYPE_CHECKING:
@@ -18,7 +18,8 @@ app = typer.Typer(
     help="Run a study with a known answer, and compare.",
 )
 
-register(app)
+cli_trajectory.register(app)
+cli_noisy_quadratic.register(app)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
 Out = Annotated[

@@ -7,6 +7,7 @@ from transfer.tables import interval, new_table, power_of_two, print_table
 
 if TYPE_CHECKING:
     from analysis.fast_transfer import FastTransfer
+    from transfer.labs import noisy_quadratic
     from transfer.labs.linear_network import Outcome
     from transfer.labs.relu_ball import Study
     from transfer.labs.rf_ridge import Row, Window
@@ -62,6 +63,34 @@ def show_relu_ball(study: "Study") -> None:
     else:
         print(f"{_exponents(study.transfer)}; published at 2^14 steps: alpha 0.742, beta 0.388")
         print(f"{study.transfer.sentence}")
+
+
+def show_noisy_quadratic(studies: "Sequence[noisy_quadratic.Study]") -> None:
+    """Batches in examples; every batch's noise scale over B_c, then what each target's curve says."""
+    shown = new_table(
+        "noisy quadratic, 500 dimensions: examples are tokens", "loss", "batch", "best lr", "steps", "examples",
+        "noise scale", "over B_c",
+    )  # fmt: skip
+    for study in studies:
+        for cell, ratio in zip(study.cells, study.noise_ratios, strict=True):
+            numbers = (f"{cell.lr:.4f}", f"{cell.steps:,.1f}", f"{cell.examples:,.0f}", f"{cell.noise_scale:,.0f}")
+            shown.add_row(f"{study.target:g}", str(cell.batch), *numbers, f"{ratio:.1f}")
+        shown.add_section()
+    print_table(shown)
+    for study in studies:
+        critical, ratios = study.critical_batch, study.noise_ratios
+        print(
+            f"loss {study.target:g}: B_c {critical:.1f} examples (hyperbola: twice E_min), "
+            f"log residuals up to {study.largest_log_residual:.3f}"
+        )
+        print(
+            f"  20 % above the hyperbola's E_min at {study.overhead_batch / critical:.2f} B_c (on the hyperbola 0.20), "
+            f"above the fewest examples measured at {study.overhead_batch_measured / critical:.2f} B_c"
+        )
+        print(
+            f"  slope of log lr over log batch {study.slope_below:.2f} below B_c/8, {study.slope_above:.2f} above 8 B_c"
+        )
+        print(f"  tr(Sigma)/|G|^2 is {min(ratios):.1f} to {max(ratios):.1f} times B_c: not an absolute critical batch")
 
 
 def _exponents(found: "FastTransfer") -> str:

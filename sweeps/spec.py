@@ -13,6 +13,7 @@ from proxy_models.checks import ConfigError
 from proxy_models.config import HParams, ModelConfig, RunConfig, first_steps
 from proxy_models.optimizer_config import Scale
 from proxy_models.parametrization import refuse_overshooting_decay
+from sweeps.spec_batch import MIN_BATCHES, MIN_HORIZONS, branch_runs, unknown_names
 from sweeps.spec_errors import SpecError, config_error, require, shown
 from sweeps.spec_file import read_section
 from sweeps.spec_models import RunSection, SweepSpec, TargetSpec
@@ -30,8 +31,10 @@ __all__ = [
     "plan_trials",
     "run_config",
     "run_configs",
+    "trunk_of",
 ]
 
+DEFAULT_BATCH_TOKENS = next(field.default for field in fields(HParams) if field.name == "batch_tokens")
 MIN_LR_VALUES = 3  # a parabola has three coefficients
 MIN_CHECK_WIDTHS = 4  # fewer points do not tell a slope from noise
 MIN_CHECK_DEPTHS = 4  # likewise
@@ -47,6 +50,7 @@ def load_spec(path: str | Path) -> SweepSpec:
     _check_optimizers(spec)
     _check_widths(spec)
     _check_depths(spec)
+    _check_batches(spec)
     run_configs(spec)
     _check_search(spec)
     _check_first_steps(spec)
@@ -75,9 +79,7 @@ def check_target(target: TargetSpec, spec: SweepSpec) -> None:
     _check_target_depth(target, spec)
     for name, seed in itertools.product(spec.optimizers, target.seeds):
         try:
-            run_config(
-                spec, name, width=target.width, depth=target.depth, seed=seed, train_tokens=target.train_tokens
-            )
+            run_config(spec, name, width=target.width, depth=target.depth, seed=seed, train_tokens=target.train_tokens)
         except ConfigError as error:
             field = _field_of(error)
             raise config_error(
@@ -131,7 +133,8 @@ def run_config(
 ) -> RunConfig:
     """One run at any width. `overrides` are HParams fields; an axis they leave open takes its middle value.
 
-    Without `train_tokens` it is of the longest horizon, without `depth` of the sweep's least.
+    An lr is taken as it is given, beta2 as that of the reference batch. Without `train_tokens` it is of the longest
+    horizon, without `depth` of the sweep's least.
 
     Raises:
         ConfigError: no such run can be, for example a width that is no multiple of head_dim, or a weight decay
@@ -142,6 +145,8 @@ def run_config(
     run = spec.run
     horizon = run.longest if train_tokens is None else train_tokens
     hparams = HParams(**{**spec.hparams, **own.hparams, **middles, **(overrides or {})})
+    if spec.batch is not None:
+        hparams = replace(hparams, beta2=spec.batch.beta2_at(hparams.beta2, hparams.batch_tokens))
     if run.decay_frac is not None:
         batches = max(1, round(run.decay_frac * horizon / hparams.batch_tokens))
         hparams = replace(hparams, decay_tokens=batches * hparams.batch_tokens)
@@ -177,12 +182,14 @@ def _refuse_tied_readout_momentum(run: RunConfig) -> None:
 def run_configs(spec: SweepSpec) -> tuple[RunConfig, ...]:
     """The whole grid: optimizer, then width, depth, horizon, the axes in the order of HParams, and seed.
 
+    After each optimizer's own grid come its probes of the critical batch size.
+
     Raises:
         SpecError: a run that cannot be, with the key that made it so.
     """
     owners: dict[RunConfig, str] = {}
     for optimizer in spec.optimizers:
-        for run in _grid_of(spec, optimizer, spec.run.widths):
+        for run in (*_grid_of(spec, optimizer, spec.run.widths), *_branches_of(spec, optimizer)):
             owner = owners.setdefault(run, optimizer)
             require(
                 owner == optimizer,
@@ -203,7 +210,7 @@ def labeled_trials(spec: SweepSpec, data_fingerprint: str) -> tuple[tuple[str, T
     return tuple(
         (optimizer, Trial(run=run, data_fingerprint=data_fingerprint))
         for optimizer in spec.optimizers
-        for run in _grid_of(spec, optimizer, widths)
+        for run in (*_grid_of(spec, optimizer, widths), *_branches_of(spec, optimizer))
     )
 
 
@@ -218,12 +225,63 @@ def _grid_of(spec: SweepSpec, optimizer: str, widths: Sequence[int]) -> Iterator
     grid = itertools.product(widths, spec.depths, spec.run.train_tokens, settings, spec.run.seeds)
     for width, depth, horizon, values, seed in grid:
         overrides = dict(zip(axes, values, strict=True))
+        if spec.batch is not None:
+            overrides["lr"] = spec.batch.lr_at(overrides["lr"], _batch_of(spec, optimizer, overrides))
         try:
             yield run_config(
                 spec, optimizer, width=width, depth=depth, seed=seed, overrides=overrides, train_tokens=horizon
             )
         except ConfigError as error:
             raise config_error(spec.file, _key_of(spec, optimizer, _field_of(error)), error) from None
+
+
+def _batch_of(spec: SweepSpec, optimizer: str, overrides: Mapping[str, Any]) -> int:
+    given = {**spec.hparams, **spec.optimizers[optimizer].hparams, **overrides}
+    batch_tokens: int = given.get("batch_tokens", DEFAULT_BATCH_TOKENS)
+    return batch_tokens
+
+
+def trunk_of(spec: SweepSpec, optimizer: str, *, width: int, depth: int, seed: int) -> RunConfig:
+    """The run that one optimizer's probes of the critical batch size go on from, of the longest horizon.
+
+    Raises:
+        ConfigError: as `run_config`.
+    """
+    assert spec.critical_batch is not None
+    assert spec.critical_batch.branches is not None
+    lr = spec.critical_batch.branches.lr.get(optimizer)
+    overrides: dict[str, Any] = {} if lr is None else {"lr": lr}
+    if spec.batch is not None:
+        overrides["batch_tokens"] = spec.batch.reference_tokens
+    return run_config(spec, optimizer, width=width, depth=depth, seed=seed, overrides=overrides)
+
+
+def _branches_of(spec: SweepSpec, optimizer: str) -> Iterator[RunConfig]:
+    branches = None if spec.critical_batch is None else spec.critical_batch.branches
+    if branches is None:
+        return
+    for width, depth, seed in itertools.product(spec.run.widths, spec.depths, spec.run.seeds):
+        try:
+            trunk = trunk_of(spec, optimizer, width=width, depth=depth, seed=seed)
+            stable = trunk.train_tokens - trunk.hparams.decay_tokens
+            beyond = [at_tokens for at_tokens in branches.at_tokens if at_tokens > stable]
+            require(
+                not beyond,
+                spec.file,
+                "critical_batch.branches.at_tokens",
+                f"must lie within the trunk's stable phase, {stable:,} tokens of its {trunk.train_tokens:,}, got "
+                f"{beyond}. Lower them, or train longer.",
+            )
+            uneven = [at_tokens for at_tokens in branches.at_tokens if at_tokens % trunk.hparams.batch_tokens]
+            require(
+                not uneven,
+                spec.file,
+                "critical_batch.branches.at_tokens",
+                f"must be whole batches of the trunk's {trunk.hparams.batch_tokens} tokens, got {uneven}. Round them.",
+            )
+            yield from branch_runs(trunk, branches, spec.batch)
+        except ConfigError as error:
+            raise config_error(spec.file, "critical_batch.branches", error) from None
 
 
 def _field_of(error: ConfigError) -> str:
@@ -374,6 +432,42 @@ def _check_depths(spec: SweepSpec) -> None:
         "check.depths",
         f"must have at least {MIN_CHECK_DEPTHS} values to show a slope, got {list(spec.check_depths)}. Add one.",
     )
+
+
+def _check_batches(spec: SweepSpec) -> None:
+    """Hyperparameters that follow the batch are said once, and what a critical batch size is measured on is planned."""
+    for name in spec.optimizers:
+        axes = axes_of(spec, name)
+        if spec.batch is not None and spec.batch.beta2 == "half_life":
+            require(
+                "beta2" not in axes,
+                spec.file,
+                _key_of(spec, name, "beta2"),
+                'must not be an axis where batch.beta2 = "half_life" moves it with the batch, got '
+                f'{list(axes.get("beta2", ()))}. Give it one value, or set batch.beta2 = "constant".',
+            )
+        if spec.critical_batch is not None and "steps_to_loss" in spec.critical_batch.measure:
+            batches = axes.get("batch_tokens", ())
+            require(
+                len(batches) >= MIN_BATCHES,
+                spec.file,
+                _key_of(spec, name, "batch_tokens") if batches else "axes.batch_tokens",
+                f"must have at least {MIN_BATCHES} values where critical_batch.measure has steps_to_loss, got "
+                f"{list(batches)}. Add batches, from far below the critical batch to far above.",
+            )
+            require(
+                len(spec.run.train_tokens) >= MIN_HORIZONS,
+                spec.file,
+                "run.train_tokens",
+                f"must have at least {MIN_HORIZONS} horizons where critical_batch.measure has steps_to_loss, whose "
+                f"losses are read off between them, got {list(spec.run.train_tokens)}. Add some.",
+            )
+    branches = None if spec.critical_batch is None else spec.critical_batch.branches
+    for name in unknown_names({} if branches is None else branches.lr, spec.optimizers):
+        raise SpecError(
+            f"{spec.file}: critical_batch.branches.lr.{name}: must be an optimizer of this spec, "
+            f"{sorted(spec.optimizers)}. Rename or remove it."
+        )
 
 
 def _check_first_steps(spec: SweepSpec) -> None:

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, PrivateAttr, Strict, model_validator
 
 from proxy_models.config import DEFAULT_DEPTH, Parametrization, ScheduleName, WeightDecayInvariant
 from proxy_models.mode import Dtype
+from sweeps.spec_batch import BatchSection, CriticalBatchSection
 from sweeps.spec_file import FileSection, Section
 from sweeps.spec_optimizers import OptimizersTable
 from sweeps.spec_types import AxesTable, Horizons, HParamsTable, ModelTable, Seeds, Widths, distinct
@@ -160,6 +161,8 @@ class SweepSpec(FileSection):
     check: CheckSection = CheckSection()
     diagnostics: DiagnosticsSection | None = None
     stopping: StoppingSection | None = None
+    batch: BatchSection | None = None
+    critical_batch: CriticalBatchSection | None = None
     engine: EngineSection = EngineSection()
     _file: Path = PrivateAttr(default=Path("spec.toml"))
     _data_folder: Path | None = PrivateAttr(default=None)
@@ -181,6 +184,12 @@ class SweepSpec(FileSection):
         from sweeps.stopping import Stopping
 
         return None if self.stopping is None else Stopping(rungs=self.stopping.rungs, keep_nats=self.stopping.keep_nats)
+
+    @property
+    def noise_every_steps(self) -> int | None:
+        """None where the gradient noise is not measured."""
+        wanted = self.critical_batch is not None and "noise_scale" in self.critical_batch.measure
+        return self.critical_batch.noise_every_steps if self.critical_batch is not None and wanted else None
 
     @property
     def check_widths(self) -> tuple[int, ...]:

@@ -107,7 +107,10 @@ def run_trials(
     if todo:
         store.record_start(provenance())
     pack = partial(
-        packs_of, plans=plans, diagnose_every=None if spec.diagnostics is None else spec.diagnostics.every_steps
+        packs_of,
+        plans=plans,
+        diagnose_every=None if spec.diagnostics is None else spec.diagnostics.every_steps,
+        noise_every=spec.noise_every_steps,
     )
     with Progress(title, sum(_seconds(trial, plans) for trial in todo)) as progress:
         outcome = run_sweep(

@@ -259,9 +259,10 @@ class Point:
     parametrization: str
     tap: str
     step: int
-    width: int
+    size: int
     seed: int
     rms: float
+    axis: str = "width"
 
 
 def coordinate_points() -> list[Point]:
@@ -317,8 +318,25 @@ def test_coordinate_check_leaves_out_what_is_exactly_zero() -> None:
 
 
 def test_coordinate_check_of_one_width_has_no_slope() -> None:
-    narrow = [point for point in coordinate_points() if point.width == 32]
+    narrow = [point for point in coordinate_points() if point.size == 32]
     assert titles(figures.coordinate_check(narrow))[0] == "adamw, standard\none width only"
+
+
+def test_coordinate_check_over_depth_has_panels_of_its_own() -> None:
+    deep = [
+        Point("adamw", parametrization, f"{place}_block.mlp", 5, depth, 0, depth**power, "depth")
+        for parametrization, power in (("complete_p", 0.01), ("mup", 0.5))
+        for place in ("first", "last")
+        for depth in (2, 4, 8, 16)
+    ]
+    wide = [point for point in coordinate_points() if point.optimizer == "adamw" and point.parametrization == "mup"]
+    figure = figures.coordinate_check([*wide, *deep])
+    assert [title.split("\n")[0] for title in titles(figure)] == [
+        "adamw, mup, over width", "adamw, complete_p, over depth", "adamw, mup, over depth",
+    ]  # fmt: skip
+    assert titles(figure)[2].endswith("steepest slope +0.50:\nfirst block mlp")
+    assert [ax.get_xlabel() for ax in figure.axes] == ["width", "depth", "depth"]
+    assert legend(figure)[-4:] == ["block 0", "block 1", "first block", "last block"]
 
 
 def test_coordinate_check_refuses_nothing() -> None:

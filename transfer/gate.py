@@ -1,9 +1,10 @@
-"""The pre-flight gate: the coordinate check of a spec, cached by content."""
+"""The pre-flight gate: the coordinate check of a spec, over width and over depth if it has any, cached by content."""
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,14 +12,16 @@ from proxy_models.config import Parametrization, RunConfig, first_steps
 from sweeps.files import replace_file
 from sweeps.spec import SweepSpec, axes_of, run_config
 from sweeps.trial import NUMERICS_VERSION, canonical_json
-from transfer.gate_processes import measure
+from transfer.gate_processes import CheckRun, Runs, measure
 
 if TYPE_CHECKING:
-    from proxy_models.coord_check import CoordCheck
+    from proxy_models.coord_check import Axis, CoordCheck, CoordSlope
     from proxy_models.data import TokenData
 
 CHECK_FILE = "check.json"
-CONTRAST: Parametrization = "standard"
+# What is shown beside the spec's own parametrization: the one that lacks the rule for this axis, and no other.
+CONTRASTS: Mapping["Axis", Parametrization] = {"width": "standard", "depth": "mup"}
+_REMEDIES: Mapping["Axis", str] = {"width": "mup", "depth": "complete_p"}
 
 
 class GateError(RuntimeError):
@@ -39,35 +42,59 @@ class Gate:
 
     def refuse_failure(self) -> None:
         """Raises GateError with the steepest activations."""
-        failures = self.check.failures(self.parametrization)
-        if failures:
-            steepest = "; ".join(f"{s.optimizer} {s.tap} after {s.step} steps: {s.slope:+.2f}" for s in failures[:3])
+        failing = {axis: self.check.failures(self.parametrization, axis) for axis in self.check.axes}
+        failing = {axis: slopes for axis, slopes in failing.items() if slopes}
+        if failing:
+            what = "; ".join(_in_words(axis, slopes, self.check.tolerance) for axis, slopes in failing.items())
+            remedy = _REMEDIES["depth" if "depth" in failing else "width"]
             raise GateError(
-                f"the coordinate check failed under '{self.parametrization}': {len(failures)} activations change with "
-                f"width by more than width^+-{self.check.tolerance:g} ({steepest}). Optima are not expected to "
-                "transfer. Use parametrization = 'mup', look at `mutransfer check`, or sweep anyway with --no-check."
+                f"the coordinate check failed under '{self.parametrization}': {what}. Optima are not expected to "
+                f"transfer. Use parametrization = '{remedy}', look at `mutransfer check`, or sweep anyway with "
+                "--no-check."
             )
 
 
-def check_runs(spec: SweepSpec) -> tuple[tuple[str, RunConfig], ...]:
-    """Each optimizer at the check's widths, under the spec's parametrization and, in contrast, `standard`.
+def _in_words(axis: "Axis", slopes: Sequence["CoordSlope"], tolerance: float) -> str:
+    steepest = "; ".join(f"{s.optimizer} {s.tap} after {s.step} steps: {s.slope:+.2f}" for s in slopes[:3])
+    return f"{len(slopes)} activations change with {axis} by more than {axis}^+-{tolerance:g} ({steepest})"
 
-    The learning rate is the lowest of the axis: small updates add up linearly, so a wrong power of width shows as
-    itself, where large ones soon saturate the logits.
+
+def check_runs(spec: SweepSpec) -> tuple[CheckRun, ...]:
+    """Each optimizer at the check's sizes, under the spec's parametrization and, in contrast, one without the rule.
+
+    The sizes are the check's widths at the sweep's least depth, then its depths at base width. The learning rate is
+    the lowest of its axis: small updates add up linearly, so a wrong power of a size shows as itself, where large ones
+    soon saturate the logits.
     """
-    parametrizations = dict.fromkeys((spec.run.parametrization, CONTRAST))
-    return tuple(
-        (optimizer, replace(_check_run(spec, optimizer, width, seed), parametrization=parametrization))
-        for parametrization in parametrizations
-        for optimizer in spec.optimizers
-        for width in spec.check_widths
-        for seed in spec.check.seeds
+    return (
+        *_along("width", spec, (_ModelSize(width=width) for width in spec.check_widths)),
+        *_along("depth", spec, (_ModelSize(width=spec.run.base_width, depth=depth) for depth in spec.check_depths)),
     )
 
 
-def _check_run(spec: SweepSpec, optimizer: str, width: int, seed: int) -> RunConfig:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _ModelSize:
+    width: int
+    depth: int | None = None  # None: the sweep's least
+
+
+def _along(axis: "Axis", spec: SweepSpec, sizes: Iterable[_ModelSize]) -> Iterable[CheckRun]:
+    compared = tuple(sizes)
+    for parametrization in dict.fromkeys((spec.run.parametrization, CONTRASTS[axis])):
+        for optimizer, size, seed in product(spec.optimizers, compared, spec.check.seeds):
+            run = _check_run(spec, optimizer, size, seed)
+            yield CheckRun(optimizer=optimizer, run=_under(parametrization, run), axis=axis)
+
+
+def _under(parametrization: Parametrization, run: RunConfig) -> RunConfig:
+    base_depth = run.base_depth if parametrization == "complete_p" else None
+    return replace(run, parametrization=parametrization, base_depth=base_depth)
+
+
+def _check_run(spec: SweepSpec, optimizer: str, size: _ModelSize, seed: int) -> RunConfig:
     """Only the first steps, without schedule: how long the sweep's runs are is no matter to them or to the cache."""
-    run = run_config(spec, optimizer, width=width, seed=seed, overrides={"lr": min(axes_of(spec, optimizer)["lr"])})
+    lr = min(axes_of(spec, optimizer)["lr"])
+    run = run_config(spec, optimizer, width=size.width, depth=size.depth, seed=seed, overrides={"lr": lr})
     batch_tokens = spec.check.batch_tokens or run.hparams.batch_tokens
     return first_steps(run, steps=spec.check.steps, batch_tokens=batch_tokens)
 
@@ -97,19 +124,20 @@ def read_check(folder: Path) -> "CoordCheck | None":
     return _read(folder / CHECK_FILE, None)
 
 
-def _key(runs: Sequence[tuple[str, RunConfig]], spec: SweepSpec, fingerprint: str) -> str:
+def _key(runs: Runs, spec: SweepSpec, fingerprint: str) -> str:
     content = [
         NUMERICS_VERSION,
         fingerprint,
         spec.check.steps,
         spec.check.tolerance,
-        *[[name, run.identity()] for name, run in runs],
+        # Along width nothing more is said, as when it was the only axis: what was measured then stays known.
+        *[[run.optimizer, run.run.identity(), *([] if run.axis == "width" else [run.axis])] for run in runs],
     ]
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
 
 def _measure(
-    runs: Sequence[tuple[str, RunConfig]],
+    runs: Runs,
     spec: SweepSpec,
     data: "TokenData",
     processes: int,

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,20 @@ from proxy_models.accounting import training_flops
 from proxy_models.config import RunConfig
 
 if TYPE_CHECKING:
-    from proxy_models.coord_check import CoordPoint
+    from proxy_models.coord_check import Axis, CoordPoint
     from proxy_models.data import TokenData
 
-Runs = Sequence[tuple[str, RunConfig]]
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckRun:
+    """One short run of a coordinate check, and what it is compared along."""
+
+    optimizer: str
+    run: RunConfig
+    axis: "Axis" = "width"
+
+
+Runs = Sequence[CheckRun]
 FLOPS_OF_A_PROCESS = 1e11  # about what a core does while another process loads torch
 
 
@@ -22,7 +33,7 @@ def measure(
     runs: Runs, data: "TokenData", *, steps: int, processes: int, on_run: Callable[[], None]
 ) -> "list[CoordPoint]":
     """The points of every run, in their order; trained here, and in other processes where that is worth it."""
-    n = max(1, min(processes, int(sum(training_flops(run) for _, run in runs) / FLOPS_OF_A_PROCESS)))
+    n = max(1, min(processes, int(sum(training_flops(run.run) for run in runs) / FLOPS_OF_A_PROCESS)))
     shares = [runs[i::n] for i in range(n)]  # neighbors differ in their seed alone, and cost the same
     with ExitStack() as stack:
         others = [stack.enter_context(_Other(share, data, steps)) for share in shares[1:]]
@@ -44,8 +55,8 @@ def _here(runs: Runs, data: "TokenData", steps: int) -> "Iterator[list[CoordPoin
     from sweeps.worker import prepare_process
 
     prepare_process()
-    for name, run in runs:
-        yield activation_sizes(name, run, data, steps=steps)
+    for run in runs:
+        yield activation_sizes(run.optimizer, run.run, data, steps=steps, axis=run.axis)
 
 
 def _send(runs: Runs, data: "TokenData", steps: int, connection: Connection) -> None:

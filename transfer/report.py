@@ -253,9 +253,11 @@ def draw(material: Material) -> Iterable[Drawn]:
 def _check_figure(check: "CoordCheck") -> dict[str, Any]:
     """Curves for a few optimizers, slopes alone for many."""
     if len({slope.optimizer for slope in check.slopes}) <= MOST_CURVES:
-        caption = "Root mean square of every activation against width, after the last step of the check."
+        against = " and against ".join(check.axes)
+        caption = f"Root mean square of every activation against {against}, after the last step of the check."
         return {"caption": caption, "figure": figures.coordinate_check(check.points)}
-    caption = "How steep every activation is over width, after the last step of the check: 0 is flat."
+    over = " and over ".join(check.axes)
+    caption = f"How steep every activation is over {over}, after the last step of the check: 0 is flat."
     return {"caption": caption, "figure": figures.coordinate_slopes(check.slopes, check.tolerance)}
 
 

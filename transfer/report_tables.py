@@ -203,23 +203,32 @@ def check_table(check: "CoordCheck | None") -> TextTable | None:
     if check is None:
         return None
     last = max(slope.step for slope in check.slopes)
-    columns = list(dict.fromkeys((s.optimizer, s.parametrization) for s in check.slopes))
+    columns = list(dict.fromkeys((s.optimizer, _rules_of(s, check)) for s in check.slopes))
     if len(columns) > _MOST_CHECK_COLUMNS:
         return _steepest_table(check, last)
     slopes: Mapping[tuple[str, str, str], float] = {
-        (s.tap, s.optimizer, s.parametrization): s.slope for s in check.slopes if s.step == last
+        (s.tap, s.optimizer, _rules_of(s, check)): s.slope for s in check.slopes if s.step == last
     }
     taps = dict.fromkeys(s.tap for s in check.slopes if s.step == last)
     return TextTable(
         columns=(f"slope after {last} steps", *(f"{optimizer}, {name}" for optimizer, name in columns)),
-        rows=tuple((tap, *(f"{slopes.get((tap, *c), float('nan')):+.2f}" for c in columns)) for tap in taps),
+        rows=tuple((tap, *(_signed(slopes.get((tap, *c))) for c in columns)) for tap in taps),
     )
+
+
+def _rules_of(slope: "CoordSlope", check: "CoordCheck") -> str:
+    """A column: the parametrization, and where the check goes along several axes, which."""
+    return slope.parametrization if len(check.axes) == 1 else f"{slope.parametrization}, over {slope.axis}"
+
+
+def _signed(slope: float | None) -> str:
+    return "-" if slope is None else f"{slope:+.2f}"
 
 
 def _steepest_table(check: "CoordCheck", last: int) -> TextTable:
     steepest: dict[tuple[str, str], CoordSlope] = {}
     for slope in (slope for slope in check.slopes if slope.step == last):
-        key = (slope.optimizer, slope.parametrization)
+        key = (slope.optimizer, _rules_of(slope, check))
         if key not in steepest or abs(slope.slope) > abs(steepest[key].slope):
             steepest[key] = slope
     names = list(dict.fromkeys(parametrization for _, parametrization in steepest))

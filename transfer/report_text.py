@@ -87,11 +87,12 @@ def check_lines(check: "CoordCheck | None", parametrization: str) -> Iterable[st
     """The verdict under each parametrization that was measured."""
     if check is None:
         return
-    for name in dict.fromkeys(slope.parametrization for slope in check.slopes):
-        failures = check.failures(name)
+    for name, axis in dict.fromkeys((slope.parametrization, slope.axis) for slope in check.slopes):
+        failures = check.failures(name, axis)
         verdict = "every activation is flat" if not failures else f"{len(failures)} activations are not flat"
         role = "this sweep's rules" if name == parametrization else "in contrast"
-        yield f"{name} ({role}): {verdict}, to a slope of ±{check.tolerance:g}."
+        over = f", over {axis}" if len(check.axes) > 1 else ""
+        yield f"{name} ({role}{over}): {verdict}, to a slope of ±{check.tolerance:g}."
 
 
 def flags(fit: SweepFit) -> tuple[str, ...]:

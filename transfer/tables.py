@@ -97,7 +97,7 @@ def gate_json(gate: "Gate") -> dict[str, Any]:
         "passed": gate.passed,
         "tolerance": gate.check.tolerance,
         "slopes": [
-            {field: getattr(slope, field) for field in ("optimizer", "parametrization", "tap", "step")}
+            {field: getattr(slope, field) for field in ("optimizer", "parametrization", "axis", "tap", "step")}
             | {"slope": slope.slope if math.isfinite(slope.slope) else None}
             for slope in gate.check.slopes
         ],
@@ -107,21 +107,24 @@ def gate_json(gate: "Gate") -> dict[str, Any]:
 def show_gate(gate: "Gate") -> None:
     """Every slope under the spec's parametrization, step by step; then the verdicts, and the contrast's."""
     slopes = [slope for slope in gate.check.slopes if slope.parametrization == gate.parametrization]
-    by_place = {(slope.tap, slope.optimizer, slope.step): slope.slope for slope in slopes}
-    optimizers, steps = dict.fromkeys(s.optimizer for s in slopes), sorted({s.step for s in slopes})
-    widths = ", ".join(str(width) for width in sorted({point.width for point in gate.check.points}))
-    for optimizer in optimizers:
-        title = f"{optimizer}, {gate.parametrization}: d log RMS(activation) / d log width over widths {widths}"
+    steps = sorted({slope.step for slope in slopes})
+    for optimizer, axis in dict.fromkeys((slope.optimizer, slope.axis) for slope in slopes):
+        here = [slope for slope in slopes if (slope.optimizer, slope.axis) == (optimizer, axis)]
+        by_place = {(slope.tap, slope.step): slope.slope for slope in here}
+        sizes = ", ".join(map(str, sorted({point.size for point in gate.check.points if point.axis == axis})))
+        title = f"{optimizer}, {gate.parametrization}: d log RMS(activation) / d log {axis} over {axis}s {sizes}"
         table = new_table(title, "activation", *("at the start" if step == 0 else f"step {step}" for step in steps))
-        for tap in dict.fromkeys(slope.tap for slope in slopes):
-            cells = (by_place.get((tap, optimizer, step)) for step in steps)
+        for tap in dict.fromkeys(slope.tap for slope in here):
+            cells = (by_place.get((tap, step)) for step in steps)
             table.add_row(tap, *("-" if slope is None else f"{slope:+.2f}" for slope in cells))
         print_table(table)
-    for optimizer, parametrization in dict.fromkeys((s.optimizer, s.parametrization) for s in gate.check.slopes):
-        failures = [s for s in gate.check.failures(parametrization) if s.optimizer == optimizer]
+    judged = dict.fromkeys((s.optimizer, s.parametrization, s.axis) for s in gate.check.slopes)
+    for optimizer, parametrization, axis in judged:
+        failures = [s for s in gate.check.failures(parametrization, axis) if s.optimizer == optimizer]
         steepest = "".join(f", steepest {s.tap} {s.slope:+.2f} after {s.step} steps" for s in failures[:1])
         flat = f"{len(failures)} activations not flat" if failures else "flat"
-        print(f"{optimizer}, {parametrization}: {flat}{steepest}")
+        over = f", over {axis}" if len(gate.check.axes) > 1 else ""
+        print(f"{optimizer}, {parametrization}{over}: {flat}{steepest}")
     verdict = "passed" if gate.passed else "FAILED"
     cached = ", from an earlier run of the same check" if gate.from_cache else ""
     print(f"coordinate check {verdict} under '{gate.parametrization}' (tolerance {gate.check.tolerance:g}{cached})")

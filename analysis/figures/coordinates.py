@@ -1,4 +1,4 @@
-"""The coordinate check: the size of every activation against width."""
+"""The coordinate check: the size of every activation against width, and against depth."""
 
 import re
 from collections import defaultdict
@@ -15,8 +15,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from analysis.figures import style
 
 _BAND = "#dcdcdc"
-_BLOCK = re.compile(r"^block(\d+)\.")
-Curves = Mapping[str, Mapping[int, float]]  # log RMS by tap and width
+_BLOCK = re.compile(r"^(?:block(\d+)|(first|last)_block)\.")
+Curves = Mapping[str, Mapping[int, float]]  # log RMS by tap and width or depth
 
 
 class CoordPoint(Protocol):
@@ -31,13 +31,15 @@ class CoordPoint(Protocol):
     @property
     def step(self) -> int: ...
     @property
-    def width(self) -> int: ...
+    def axis(self) -> str: ...
+    @property
+    def size(self) -> int: ...
     @property
     def rms(self) -> float: ...
 
 
 class CoordSlope(Protocol):
-    """d log RMS / d log width of one activation (`tap`) after `step` updates."""
+    """d log RMS / d log size of one activation (`tap`) after `step` updates; a size is a width or a depth."""
 
     @property
     def optimizer(self) -> str: ...
@@ -48,12 +50,14 @@ class CoordSlope(Protocol):
     @property
     def step(self) -> int: ...
     @property
+    def axis(self) -> str: ...
+    @property
     def slope(self) -> float: ...
 
 
 @style.styled
 def coordinate_check(points: Iterable[CoordPoint]) -> Figure:
-    """RMS over width after the last step, log-log: a column an optimizer, a row a parametrization.
+    """RMS over width or depth after the last step, log-log: a column an optimizer, a row a parametrization and axis.
 
     Geometric means over seeds. A line a tap: color says which kind, line style which block. A tap that is exactly
     zero (a readout that starts at zero) has no place on a logarithmic axis and is left out.
@@ -66,13 +70,16 @@ def coordinate_check(points: Iterable[CoordPoint]) -> Figure:
         raise ValueError("a coordinate check needs points, got none")
     last = max(point.step for point in points)
     panels = _curves(point for point in points if point.step == last)
-    rows, columns = ([*dict.fromkeys(key[i] for key in panels)] for i in (0, 1))
+    rows, columns = [*dict.fromkeys(row for row, _ in panels)], [*dict.fromkeys(column for _, column in panels)]
     kinds = {kind: None for curves in panels.values() for kind in map(_kind, curves)}
     colors = dict(zip(kinds, style.OKABE_ITO * len(kinds), strict=False))
     figure = Figure(figsize=(max(7.0, 3.3 * len(columns)), 3.0 * len(rows) + 0.8), layout="constrained")
     grid = figure.subplots(len(rows), len(columns), squeeze=False, sharey=True)
+    several = len({axis for _, axis in rows}) > 1
     for (i, row), (j, column) in product(enumerate(rows), enumerate(columns)):
-        _draw_panel(grid[i, j], f"{column}, {row}", panels.get((row, column), {}), colors)
+        parametrization, axis = row
+        title = f"{column}, {parametrization}{f', over {axis}' if several else ''}"
+        _draw_panel(grid[i, j], title, axis, panels.get((row, column), {}), colors)
     for ax in grid[:, 0]:
         ax.set_ylabel(f"activation RMS after {last} step{'' if last == 1 else 's'}")
     style.legend_below(figure, _legend(colors, panels.values()))
@@ -81,7 +88,9 @@ def coordinate_check(points: Iterable[CoordPoint]) -> Figure:
 
 @style.styled
 def coordinate_slopes(slopes: Iterable[CoordSlope], tolerance: float) -> Figure:
-    """Every activation's slope after the last step: a row an optimizer, a column a parametrization, a color a kind.
+    """Every activation's slope after the last step: a row an optimizer, a column a parametrization and axis.
+
+    A color a kind of activation.
 
     For more optimizers than `coordinate_check` shows at a glance. Within the band an activation counts as flat.
 
@@ -94,72 +103,77 @@ def coordinate_slopes(slopes: Iterable[CoordSlope], tolerance: float) -> Figure:
     last = max(slope.step for slope in slopes)
     slopes = [slope for slope in slopes if slope.step == last]
     optimizers = list(dict.fromkeys(slope.optimizer for slope in slopes))
-    parametrizations = list(dict.fromkeys(slope.parametrization for slope in slopes))
+    columns = list(dict.fromkeys((slope.parametrization, slope.axis) for slope in slopes))
+    several = len({axis for _, axis in columns}) > 1
     kinds = dict.fromkeys(_kind(slope.tap) for slope in slopes)
     colors = dict(zip(kinds, style.OKABE_ITO * len(kinds), strict=False))
-    size = (4.2 * len(parametrizations) + 1.6, 0.27 * len(optimizers) + 1.6)
+    size = (4.2 * len(columns) + 1.6, 0.27 * len(optimizers) + 1.6)
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(1, len(parametrizations), squeeze=False, sharex=True, sharey=True)[0]
-    for ax, parametrization in zip(axes, parametrizations, strict=True):
-        here = [slope for slope in slopes if slope.parametrization == parametrization]
+    panels = figure.subplots(1, len(columns), squeeze=False, sharex=True, sharey=True)[0]
+    for ax, (parametrization, axis) in zip(panels, columns, strict=True):
+        here = [slope for slope in slopes if (slope.parametrization, slope.axis) == (parametrization, axis)]
         ax.axvspan(-tolerance, tolerance, color=_BAND, zorder=0)
         for slope in here:
             ax.plot(slope.slope, optimizers.index(slope.optimizer), "o", color=colors[_kind(slope.tap)], alpha=0.8)
         top = max(here, key=lambda slope: abs(slope.slope))
-        ax.set_title(f"{parametrization}\nsteepest slope {top.slope:+.2f}: {top.optimizer}, {_in_words(top.tap)}")
-        ax.set_xlabel("d log RMS / d log width")
-    axes[0].set_yticks(range(len(optimizers)), optimizers)
-    axes[0].invert_yaxis()
+        over = f", over {axis}" if several else ""
+        ax.set_title(f"{parametrization}{over}\nsteepest slope {top.slope:+.2f}: {top.optimizer}, {_in_words(top.tap)}")
+        ax.set_xlabel(f"d log RMS / d log {axis}")
+    panels[0].set_yticks(range(len(optimizers)), optimizers)
+    panels[0].invert_yaxis()
     keys: list[Artist] = [style.key(kind, color=color, marker="o") for kind, color in colors.items()]
     keys.append(style.key(f"flat: within {tolerance:g}", marker="s", markersize=10, color=_BAND))
     style.legend_below(figure, keys)
     return figure
 
 
-def _curves(points: Iterable[CoordPoint]) -> dict[tuple[str, str], dict[str, dict[int, float]]]:
-    """Mean log RMS by (parametrization, optimizer), tap and width, in the order of the points."""
-    cells: dict[tuple[str, str], dict[str, dict[int, list[float]]]] = defaultdict(
-        lambda: defaultdict(lambda: defaultdict(list))
-    )
+_Panel = tuple[tuple[str, str], str]  # (parametrization, axis), optimizer
+
+
+def _curves(points: Iterable[CoordPoint]) -> dict[_Panel, dict[str, dict[int, float]]]:
+    """Mean log RMS by panel, tap and size, in the order of the points."""
+    cells: dict[_Panel, dict[str, dict[int, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for point in points:
         if point.rms > 0:
-            panel = cells[point.parametrization, point.optimizer]
-            panel[point.tap][point.width].append(float(np.log(point.rms)))
+            panel = cells[(point.parametrization, point.axis), point.optimizer]
+            panel[point.tap][point.size].append(float(np.log(point.rms)))
     return {
-        key: {tap: {width: float(np.mean(logs)) for width, logs in by.items()} for tap, by in panel.items()}
+        key: {tap: {size: float(np.mean(logs)) for size, logs in by.items()} for tap, by in panel.items()}
         for key, panel in cells.items()
     }
 
 
-def _draw_panel(ax: Axes, title: str, curves: Curves, colors: Mapping[str, str]) -> None:
-    for tap, by_width in curves.items():
-        widths = sorted(by_width)
-        rms = np.exp([by_width[width] for width in widths])
-        ax.plot(widths, rms, color=colors[_kind(tap)], linestyle=_line(tap), marker="o", markersize=3.5)
-    style.width_axis(ax, {width for by_width in curves.values() for width in by_width} or {1})
+def _draw_panel(ax: Axes, title: str, axis: str, curves: Curves, colors: Mapping[str, str]) -> None:
+    for tap, by_size in curves.items():
+        sizes = sorted(by_size)
+        rms = np.exp([by_size[size] for size in sizes])
+        ax.plot(sizes, rms, color=colors[_kind(tap)], linestyle=_line(tap), marker="o", markersize=3.5)
+    style.width_axis(ax, {size for by_size in curves.values() for size in by_size} or {1})
+    ax.set_xlabel(axis)
     ax.set_yscale("log")
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda rms, _: f"{rms:g}"))
     ax.yaxis.set_minor_locator(NullLocator())
-    ax.set_title(f"{title}\n{_steepest(curves)}")
+    ax.set_title(f"{title}\n{_steepest(curves, axis)}")
 
 
-def _steepest(curves: Curves) -> str:
-    """The tap that width changes most, and its slope."""
+def _steepest(curves: Curves, axis: str) -> str:
+    """The tap that width, or depth, changes most, and its slope."""
     slopes = {
-        tap: float(np.polyfit(np.log(sorted(logs)), [logs[width] for width in sorted(logs)], 1)[0])
+        tap: float(np.polyfit(np.log(sorted(logs)), [logs[size] for size in sorted(logs)], 1)[0])
         for tap, logs in curves.items()
         if len(logs) > 1
     }
     if not slopes:
-        return "one width only"
+        return f"one {axis} only"
     tap = max(slopes, key=lambda tap: abs(slopes[tap]))
     return f"steepest slope {slopes[tap]:+.2f}:\n{_in_words(tap)}"
 
 
 def _in_words(tap: str) -> str:
-    """`block3.mlp_hidden` -> `block 3 mlp hidden`."""
-    return _BLOCK.sub(r"block \1 ", tap).replace("_", " ")
+    """`block3.mlp_hidden` -> `block 3 mlp hidden`, `last_block.mlp` -> `last block mlp`."""
+    block = _block(tap)
+    return _kind(tap) if block is None else f"{block} {_kind(tap)}"
 
 
 def _kind(tap: str) -> str:
@@ -167,13 +181,18 @@ def _kind(tap: str) -> str:
     return _BLOCK.sub("", tap).replace("_", " ")
 
 
-def _block(tap: str) -> int | None:
+def _block(tap: str) -> str | None:
+    """`block 3`, `first block`, or None for an activation that is in no block."""
     found = _BLOCK.match(tap)
-    return int(found[1]) if found else None
+    if found is None:
+        return None
+    return f"{found[2]} block" if found[1] is None else f"block {found[1]}"
 
 
 def _line(tap: str) -> style.LineStyle:
-    return style.LINE_STYLES[(_block(tap) or 0) % len(style.LINE_STYLES)]
+    found = _BLOCK.match(tap)
+    index = 0 if found is None else int(found[1] or found[2] == "last")
+    return style.LINE_STYLES[index % len(style.LINE_STYLES)]
 
 
 def _legend(colors: Mapping[str, str], panels: Iterable[Curves]) -> list[Artist]:
@@ -181,5 +200,5 @@ def _legend(colors: Mapping[str, str], panels: Iterable[Curves]) -> list[Artist]
     taps = dict.fromkeys(tap for curves in panels for tap in curves)
     blocks = {block: _line(tap) for tap in taps if (block := _block(tap)) is not None}
     if len(blocks) > 1:
-        keys += [style.key(f"block {block}", linestyle=line) for block, line in sorted(blocks.items())]
+        keys += [style.key(block, linestyle=line) for block, line in blocks.items()]
     return keys

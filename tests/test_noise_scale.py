@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.interval import FitError, Floats
+from analysis.figures.noise_scale import MeasuredCritical, noise_scale_along_training
+from analysis.interval import FitError, Floats, Interval
 from analysis.noise_scale import CAVEAT, NoisePoints, noise_points, noise_scale, noise_scale_trend
 
 MICRO, BATCH = 4, 64
@@ -235,3 +236,22 @@ def test_refuses_points(change: dict[str, Floats], message: str) -> None:
 def test_refuses_few_steps() -> None:
     with pytest.raises(FitError, match="4 measured steps or more, got 3"):
         noise_scale(points(np.ones(3) * 2, np.ones(3)))
+
+
+def test_figure_names_the_definitions_and_marks_bounds() -> None:
+    """A trial with values, one lost in noise, and a critical batch whose label says its definition."""
+    rng = np.random.default_rng(9)
+    lost = gaussian_gradients(np.ones(200), 120, rng, ratio=1000 * BATCH)
+    trends = {"adamw": noise_scale_trend(_run(0.6, rng)), "muon": noise_scale_trend(lost)}
+    assert any(window.at_least for window in trends["muon"].windows)
+    critical = MeasuredCritical(
+        label="hyperbola's B_c at loss 3.2", batch_tokens=90.0, interval=Interval(low=70, high=110, level=0.9)
+    )
+    figure = noise_scale_along_training(trends, [critical])
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels[0].startswith("adamw: rises, exponent +0.")
+    assert labels[1] == "muon: too few windows with a value for a trend"
+    assert labels[2:] == ["hyperbola's B_c at loss 3.2", "lower bound: |G|² not told from 0"]
+    assert CAVEAT in figure.axes[0].get_title()
+    with pytest.raises(ValueError, match="nothing to draw"):
+        noise_scale_along_training({})

@@ -1,7 +1,8 @@
 """Anybody's runs as one table: losses over hyperparameters, at several scales."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from analysis.surface import LABEL, NO_LABELS, Labels, Series, fields_of, label_
 from sweeps.trial import TrialResult, TrialStatus
 
 SERIES, SEED, LOSS = "series", "seed", "loss"
-_WIDTH = "width"
+WIDTH_ONLY: Mapping[str, str] = MappingProxyType({"width": "model.width"})  # a scale's name and its field
 _MOST_ROWS = 5  # named in a message
 
 
@@ -40,15 +41,19 @@ class Observations:
 
 
 def from_results(
-    results: Iterable[TrialResult], hps: Sequence[str] = ("lr",), labels: Labels = NO_LABELS
+    results: Iterable[TrialResult],
+    hps: Sequence[str] = ("lr",),
+    labels: Labels = NO_LABELS,
+    scales: Mapping[str, str] = WIDTH_ONLY,
 ) -> Observations:
-    """The results of one of our own sweeps, over the scale `width`.
+    """The results of one of our own sweeps, over `scales`: by name a field of `fields_of`, such as `model.depth`.
 
-    `hps` are numeric fields of `HParams`; an optimizer is what `labels` calls it. Whatever else varies at one width
-    makes another series. FAILED trials are evidence about nothing and are left out; STOPPED ones are censored.
+    `hps` are numeric fields of `HParams`; an optimizer is what `labels` calls it. Whatever else varies at one
+    combination of scales makes another series. FAILED trials are evidence about nothing and are left out; STOPPED
+    ones are censored.
 
     Raises:
-        FitError: no result, no such hyperparameter or one that is not above 0, or one trial with two results.
+        FitError: no result, no such scale or hyperparameter, one that is not above 0, or one trial with two results.
     """
     kept = [result for result in results if result.status is not TrialStatus.FAILED]
     runs = [fields_of(result) for result in kept]
@@ -57,23 +62,29 @@ def from_results(
         wrong = [run.get(hp) for run in runs if isinstance(run.get(hp), bool | str | None)]
         if wrong:
             raise FitError(f"{hp} must be a number in every trial, got {wrong[0]}; choose numeric fields of HParams")
+    absent = [field for field in scales.values() if any(field not in run for run in runs)]
+    if absent:
+        raise FitError(f"{absent[0]} is no field of every trial; choose fields such as model.width or train_tokens")
     axes = {*hps, "seed"}
     varying = varying_fields(
-        {field: value for field, value in run.items() if field not in axes} | {LABEL: name}
-        for name, run in zip(names, runs, strict=True)
+        (
+            {field: value for field, value in run.items() if field not in axes} | {LABEL: name}
+            for name, run in zip(names, runs, strict=True)
+        ),
+        scales.values(),
     )
     rows = [
         {
             SERIES: str(Series(name, tuple((field, run[field]) for field in sorted(varying.get(name, ()))))),
-            _WIDTH: float(run["model.width"]),
+            **{scale: float(run[field]) for scale, field in scales.items()},
             **{hp: float(run[hp]) for hp in hps},
             SEED: run["seed"],
             LOSS: float("nan") if result.validation_loss is None else result.validation_loss,
         }
         for name, run, result in zip(names, runs, kept, strict=True)
     ]
-    columns = [SERIES, _WIDTH, *hps, SEED, LOSS]
-    return Observations(scales=(_WIDTH,), hps=tuple(hps), frame=pd.DataFrame(rows, columns=columns))
+    columns = [SERIES, *scales, *hps, SEED, LOSS]
+    return Observations(scales=tuple(scales), hps=tuple(hps), frame=pd.DataFrame(rows, columns=columns))
 
 
 def _checked(scales: tuple[str, ...], hps: tuple[str, ...], frame: pd.DataFrame) -> pd.DataFrame:

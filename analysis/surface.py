@@ -18,6 +18,7 @@ Setting = tuple[str, Any]  # a field's name and its value: a number, a word, or 
 Labels = Mapping[str, str]  # trial id -> what the sweep calls its optimizer
 NO_LABELS: Labels = MappingProxyType({})
 LABEL = "label"  # a field of its own beside those of `fields_of`
+DEPTH = "model.depth"  # of `fields_of`: a size, as width is, and nothing to be chosen by its loss
 
 
 class Series(NamedTuple):
@@ -177,15 +178,18 @@ def _add(cells: _Cells, cell: tuple[float, int], result: TrialResult) -> None:
         )
 
 
-def varying_fields(runs: Iterable[Mapping[str, Any]]) -> Mapping[str, set[str]]:
-    """For each optimizer (in LABEL), the fields that take several values at one width.
+def varying_fields(
+    runs: Iterable[Mapping[str, Any]], scales: Iterable[str] = ("model.width",)
+) -> Mapping[str, set[str]]:
+    """For each optimizer (in LABEL), the fields that take several values at one combination of scales.
 
-    A field that only follows the width (a longer run for a wider model) is part of the scaling, not an axis.
+    A field that only follows the scales (a longer run for a wider model) is part of the scaling, not an axis.
     """
-    values: dict[tuple[str, int, str], set[Any]] = defaultdict(set)
+    values: dict[tuple[str, tuple[Any, ...], str], set[Any]] = defaultdict(set)
+    kept = tuple(scales)
     for run in runs:
         for name, value in run.items():
-            values[run[LABEL], run["model.width"], name].add(value)
+            values[run[LABEL], tuple(run[scale] for scale in kept), name].add(value)
     varying: dict[str, set[str]] = defaultdict(set)
     for (optimizer, _, name), seen in values.items():
         if len(seen) > 1:

@@ -114,6 +114,30 @@ def test_what_else_varies_at_one_width_is_a_series_of_its_own() -> None:
     assert sorted(batch.unique()) == [128, 256]
 
 
+def test_results_over_batch_and_tokens() -> None:
+    """What follows a scale, such as warmup with the run and beta2 with the batch, makes no series."""
+    results = [
+        trial_result(
+            2.5,
+            lr=lr,
+            width=width,
+            train_tokens=tokens,
+            hparams={"batch_tokens": batch, "warmup_tokens": tokens // 10, "beta2": 1 - batch / 1e4},
+        )
+        for lr in (1e-3, 2e-3)
+        for width in (32, 64)
+        for batch in (128, 256)
+        for tokens in (6400, 25600)
+    ]
+    scales = {"width": "model.width", "batch_tokens": "batch_tokens", "train_tokens": "train_tokens"}
+    found = from_results(results, scales=scales)
+    assert (found.scales, found.series) == (tuple(scales), ("adamw",))
+    assert len(found.frame.groupby(list(scales))) == 8
+    assert len(from_results(results).series) == 4
+    with pytest.raises(FitError, match="n_params is no field of every trial"):
+        from_results(results, scales={"n_params": "n_params"})
+
+
 def test_refuses_what_is_no_number() -> None:
     results = [trial_result(2.5, lr=1e-3, hparams={"clip_norm": None})]
     with pytest.raises(FitError, match="clip_norm must be a number in every trial, got None"):

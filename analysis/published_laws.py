@@ -261,7 +261,7 @@ LR_OVER_TOKENS = NormalPrior(mean=-0.32, sd=0.15, source="Bjorck (arXiv:2409.199
 # mup and CompleteP keep the optimum in place by construction; finite proxies drift by a tenth of an octave an octave.
 LR_OVER_WIDTH = NormalPrior(mean=0.0, sd=0.2, source="mup (arXiv:2203.03466): constant at base width")
 LR_OVER_DEPTH = NormalPrior(mean=0.0, sd=0.2, source="CompleteP (arXiv:2505.01618): constant at base depth")
-TIMESCALE_AT_ONE = NormalPrior(mean=1.084, sd=1.0, source="Power Lines (arXiv:2505.13738)")  # sd: octaves of it
+# The sd allows for other data and schedules; the paper's own error is a fraction of it.
 TIMESCALE_OVER_TPP = NormalPrior(mean=-0.527, sd=0.15, source="Power Lines (arXiv:2505.13738)")
 
 

@@ -73,6 +73,11 @@ def fit_shared_shape(cells: Cells, starts: Floats) -> SharedShape:
     return model.result(model.fit(state, in_band), in_band)
 
 
+def _rank(log2_scales: Floats) -> int:
+    """How many powers of the stretch the cells tell: none over a scale that takes one value or follows another."""
+    return int(np.linalg.matrix_rank(log2_scales - log2_scales.mean(axis=0)))
+
+
 def _in_band(cells: Cells, levels: Floats, always: Bools) -> Bools:
     inside: Bools = (cells.losses <= (levels + cells.band)[:, None]) | always
     return inside
@@ -122,7 +127,7 @@ class _Model:
     def of(cls, cells: Cells, log2_scales: Floats, n_rows: int) -> "_Model":
         k, n = len(cells.hps), len(cells.losses)
         quadratic, cubic = (tuple(combinations_with_replacement(range(k), degree)) for degree in (2, 3))
-        own = n * (1 + k) + log2_scales.shape[1]
+        own = n * (1 + k) + _rank(log2_scales)
         if n_rows <= own + len(quadratic):
             raise FitError(
                 f"the shape of the basin needs more than {own + len(quadratic)} points near the minima of {n} cells, "
@@ -161,7 +166,7 @@ class _Model:
     def result(self, state: _State, in_band: Bools) -> SharedShape:
         square, normal = self._linearize(state, in_band)
         n, k = state.optima.shape
-        df = int(in_band.sum()) - n * (1 + k) - len(state.shared)
+        df = int(in_band.sum()) - n * (1 + k) - self.n_shape - _rank(self.log2_scales)
         variance = square / max(df, 1)
         inverse, schur = normal.eliminated(0.0)
         shared_covariance = np.linalg.pinv(schur, hermitian=True) * variance

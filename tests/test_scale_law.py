@@ -274,8 +274,8 @@ def test_refuses_a_loss_that_is_flat_or_diverged_everywhere() -> None:
     lost = observe([cell_rows(quadratic(2, CENTER[:2]), grid(2), diverges=lambda x: x[:, 0] < 99)], 2)
     with pytest.raises(FitError, match="needs 7 points that converged"):
         fit_scale_law(lost, "adamw")
-    few = cells_of(observe([cell_rows(quadratic(2, CENTER[:2]), grid(2, reach=1)[:7])], 2), band_fraction=0.01)
-    with pytest.raises(FitError, match="the shape of the basin needs more than 7 points"):
+    few = cells_of(observe([cell_rows(quadratic(2, CENTER[:2]), grid(2, reach=1)[:6])], 2), band_fraction=0.01)
+    with pytest.raises(FitError, match="the shape of the basin needs more than 6 points"):
         fit_shared_shape(few, CENTER[None, :2])
 
 

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from types import MappingProxyType
@@ -18,6 +18,7 @@ Setting = tuple[str, Any]  # a field's name and its value: a number, a word, or 
 Labels = Mapping[str, str]  # trial id -> what the sweep calls its optimizer
 NO_LABELS: Labels = MappingProxyType({})
 LABEL = "label"  # a field of its own beside those of `fields_of`
+SCALES = ("model.width", "model.depth", "batch_tokens", "train_tokens")  # of `fields_of`
 DEPTH = "model.depth"  # of `fields_of`: a size, as width is, and nothing to be chosen by its loss
 
 
@@ -136,7 +137,7 @@ def surfaces(results: Iterable[TrialResult], hp: str = "lr", labels: Labels = NO
             fields = fields_of(result) | {LABEL: label_of(result, labels)}
             cell = (_log2(fields.pop(hp, None), hp), fields.pop("seed"))
             _add(by_run[tuple(sorted(fields.items()))], cell, result)
-    varying = varying_fields(map(dict, by_run))
+    varying = _settings([dict(run) for run in by_run])
     built = [_surface(dict(run), cells, hp, varying) for run, cells in by_run.items()]
     return tuple(sorted(built, key=_order))
 
@@ -156,6 +157,16 @@ def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     for name, value in values.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return flat
+
+
+def _settings(runs: Sequence[Mapping[str, Any]]) -> Mapping[str, set[str]]:
+    """For each optimizer, what its runs of one width are told apart by.
+
+    These are scales, and fields that vary at one combination of all scales. What only follows a scale, as a decay's
+    length follows the horizon and beta2 the batch, has no name of its own.
+    """
+    axes = varying_fields(runs, SCALES)
+    return {label: (fields & {*SCALES}) | axes.get(label, set()) for label, fields in varying_fields(runs).items()}
 
 
 def label_of(result: TrialResult, labels: Labels) -> str:

@@ -1,4 +1,4 @@
-"""Several horizons in one spec: their trials, and fits that are of the longest alone and say so."""
+"""Several horizons in one spec: their trials, and fits that are over width of the longest alone that say so."""
 
 import csv
 import json
@@ -43,7 +43,7 @@ batch_tokens = 32
 axes.lr = { log2_from = -10, log2_to = -4, log2_step = 1 }
 """
 HORIZONS = "[640, 1280, 2560]"
-NOTE = "Of the 3 horizons, 640, 1,280, 2,560 tokens, the fits are of the longest alone"
+NOTE = "of the 3 horizons, 640, 1,280, 2,560 tokens, they are of the longest"
 
 
 def write(folder: Path, *replacements: tuple[str, str]) -> Path:
@@ -219,4 +219,4 @@ def test_with_nothing_at_the_longest_there_is_no_fit(tmp_path: Path, recorded: P
             store.commit(result)
     failed = invoke("fit", tmp_path)
     assert failed.exit_code == 2
-    assert "no results of the sweep 'horizons' at its longest horizon yet" in failed.stderr
+    assert "no results of the sweep 'horizons' at its longest horizon and reference batch yet" in failed.stderr

@@ -90,6 +90,30 @@ def test_what_follows_the_width_is_no_axis_and_what_does_not_is() -> None:
     ]
 
 
+def test_what_follows_batch_and_horizon_has_no_name_of_its_own() -> None:
+    """beta2 follows the batch, decay_tokens the horizon; weight_decay takes two values at one of both."""
+    results = [
+        trial_result(
+            2.5,
+            lr=0.01,
+            train_tokens=tokens,
+            hparams={
+                "batch_tokens": batch,
+                "beta2": 0.98 ** (batch / 128),
+                "decay_tokens": tokens // 4,
+                "weight_decay": decay,
+            },
+        )
+        for tokens in (6400, 12800)
+        for batch in (128, 256)
+        for decay in (0.0, 0.1)
+    ]
+    names = [tuple(name for name, _ in surface.fixed) for surface in surfaces(results)]
+    assert names == [("batch_tokens", "train_tokens", "weight_decay")] * 8
+    one_batch = [r for r in results if r.trial.run.hparams.batch_tokens == 128]
+    assert {tuple(name for name, _ in s.fixed) for s in surfaces(one_batch)} == {("train_tokens", "weight_decay")}
+
+
 def test_another_hyperparameter_as_the_axis() -> None:
     results = [trial_result(2 + d, lr=0.01, hparams={"weight_decay": d}) for d in (0.4, 0.1, 0.2)]
     (surface,) = surfaces(results, "weight_decay")

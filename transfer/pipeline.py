@@ -23,7 +23,7 @@ from transfer import folder as folders
 from transfer.console import Progress, say
 from transfer.engine_plans import device_of
 from transfer.execution import Execution, run_trials
-from transfer.horizons import horizons_note
+from transfer.horizons import horizons_note, over_width
 
 if TYPE_CHECKING:
     from analysis.fit import SweepFit
@@ -130,18 +130,22 @@ class Recorded:
     others: tuple[TrialResult, ...]  # such as a target's
     labels: Mapping[str, str]  # planned trial id -> the optimizer's name in the spec
     stopped: tuple[tuple[TrialResult, Stop], ...] = ()  # planned trials without a result of their own, and why
-    shorter: tuple[TrialResult, ...] = ()  # of planned trials that are left out above, for their horizon
+    elsewhere: tuple[TrialResult, ...] = ()  # of planned trials that are left out above, for their horizon or batch
 
-    def at_longest(self) -> "Recorded":
-        """The trials of the longest horizon."""
-        longest = max(trial.run.train_tokens for trial in self.planned)
+    def over_width(self, spec: SweepSpec) -> "Recorded":
+        """The trials that the fits over width are of: see `transfer.horizons.over_width`."""
         return replace(
             self,
-            planned=tuple(trial for trial in self.planned if trial.run.train_tokens == longest),
-            results=tuple(result for result in self.results if result.trial.run.train_tokens == longest),
-            stopped=tuple(one for one in self.stopped if one[0].trial.run.train_tokens == longest),
-            shorter=tuple(result for result in self.results if result.trial.run.train_tokens < longest),
+            planned=tuple(trial for trial in self.planned if over_width(trial.run, spec)),
+            results=tuple(result for result in self.results if over_width(result.trial.run, spec)),
+            stopped=tuple(one for one in self.stopped if over_width(one[0].trial.run, spec)),
+            elsewhere=tuple(result for result in self.results if not over_width(result.trial.run, spec)),
         )
+
+    @property
+    def ended(self) -> tuple[TrialResult, ...]:
+        """Of planned trials: what they gave, and what was stopped."""
+        return (*self.results, *(result for result, _ in self.stopped))
 
 
 def read_recorded(folder: Path, spec: SweepSpec) -> Recorded:
@@ -166,8 +170,7 @@ def status(folder: Path) -> Status:
     spec = folders.read_spec(folder)
     recorded = read_recorded(folder, spec)
     results = recorded.results
-    ended = (*results, *(result for result, _ in recorded.stopped))
-    missing = {trial.trial_id for trial in recorded.planned} - {result.trial_id for result in ended}
+    missing = {trial.trial_id for trial in recorded.planned} - {result.trial_id for result in recorded.ended}
     return Status(
         sweep=spec.name,
         planned=len(recorded.planned),
@@ -182,7 +185,7 @@ def status(folder: Path) -> Status:
 
 
 def fit(folder: Path) -> tuple["SweepFit", Recorded]:
-    """Fit the folder's sweep at its longest horizon and write fits.json and losses.csv; returns what was fitted."""
+    """Fit the folder's sweep and write fits.json and losses.csv; returns what was fitted over width, and its trials."""
     import numpy as np
 
     from analysis.fit import fit_sweep
@@ -190,14 +193,14 @@ def fit(folder: Path) -> tuple["SweepFit", Recorded]:
 
     spec = folders.read_spec(folder)
     everything = read_recorded(folder, spec)
-    recorded = everything.at_longest()
+    recorded = everything.over_width(spec)
     if not recorded.results:
-        of = " at its longest horizon" if recorded.shorter else ""
+        of = " at its longest horizon and reference batch" if recorded.elsewhere else ""
         raise FitError(f"{folder}: no results of the sweep '{spec.name}'{of} yet. Run `mutransfer sweep` first.")
     if note := horizons_note(spec):
         say(note)
     fitted = fit_sweep(
-        (*recorded.results, *(result for result, _ in recorded.stopped)),
+        recorded.ended,
         rng=np.random.default_rng(FIT_SEED),
         band_nats=BAND_NATS,
         labels=recorded.labels,

@@ -54,9 +54,9 @@ class Material:
 
     spec: SweepSpec
     planned: int
-    results: tuple[TrialResult, ...]  # of the longest horizon
+    results: tuple[TrialResult, ...]  # that the fits over width are of
     stopped: tuple[tuple[TrialResult, Stop], ...]
-    shorter_results: tuple[TrialResult, ...]
+    other_results: tuple[TrialResult, ...]  # of other horizons and batches, and probes
     target_results: tuple[TrialResult, ...]
     labels: Mapping[str, str]
     fit: SweepFit
@@ -104,7 +104,7 @@ def read_material(folder: Path) -> Material:
         planned=len(recorded.planned),
         results=recorded.results,
         stopped=recorded.stopped,
-        shorter_results=recorded.shorter,
+        other_results=recorded.elsewhere,
         target_results=recorded.others,
         labels=recorded.labels,
         fit=fit,
@@ -112,7 +112,7 @@ def read_material(folder: Path) -> Material:
         plan=plan,
         verification=None if plan is None else _verification_of(plan, folder),
         check=read_check(folder),
-        timings=timings((*recorded.results, *recorded.shorter, *recorded.others), recorded.labels, read_plans(folder)),
+        timings=timings((*recorded.results, *recorded.elsewhere, *recorded.others), recorded.labels, read_plans(folder)),
         diagnostics=tuple(_diagnostics(folder, recorded.results, recorded.labels)),
     )
 
@@ -172,7 +172,7 @@ def text_context(material: Material, data_description: str, seconds: dict[str, f
         "flags": report_text.flags(fit),
         "timing_table": timing_table(material.timings),
         "provenance_table": report_tables.provenance_table(
-            (*material.results, *material.shorter_results), material.target_results, data_description, seconds
+            (*material.results, *material.other_results), material.target_results, data_description, seconds
         ),
         "spec_text": material.spec.text,
     }

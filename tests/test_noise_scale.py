@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 from analysis.figures.noise_scale import MeasuredCritical, noise_scale_along_training
 from analysis.interval import FitError, Floats, Interval
 from analysis.noise_scale import CAVEAT, NoisePoints, noise_points, noise_scale, noise_scale_trend
+from proxy_models.train import Watch
+from sweeps.rows import diagnostics_from_parquet, diagnostics_to_parquet
+from tests.proxy_helpers import cyclic_data, outcomes, tiny_run
 
 MICRO, BATCH = 4, 64
 PLANTED = 50.0
@@ -190,6 +193,19 @@ def test_points_of_a_trials_diagnostics() -> None:
     assert found.micro_tokens.tolist() == [16] * 4
     lacking = frame[~((frame["step"] == 20) & (frame["quantity"] == "gradient_sq_micro"))]
     assert noise_points(lacking).tokens.tolist() == [640, 640 + 30 * 128, 640 + 50 * 128]
+
+
+def test_reads_what_training_records() -> None:
+    """A tiny run measured every second step: 12 points, at the tokens of those steps."""
+    run = tiny_run(
+        hparams={"lr": 1e-2, "batch_tokens": 256, "decay_tokens": 0, "warmup_tokens": 0}, train_tokens=24 * 256
+    )
+    (outcome,) = outcomes([run], cyclic_data(), watch=Watch(noise_every=2))
+    found = noise_points(diagnostics_from_parquet(diagnostics_to_parquet(outcome.diagnostics)))
+    assert found.tokens.tolist() == [256 * step for step in range(1, 25, 2)]
+    assert set(found.batch_tokens) == {256}
+    assert (found.micro_sq > found.batch_sq).all()
+    assert noise_scale(found).noise_trace > 0
 
 
 def test_refuses_diagnostics_it_cannot_read() -> None:

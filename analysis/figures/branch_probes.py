@@ -14,6 +14,8 @@ from analysis.figures import style
 _MOST_LABELS = 8  # of branch points in a panel's legend
 _HEADROOM_TOLERANCES = 6.0  # shown above the trunk's loss: far worse branches would flatten all others
 _ARROW_POINTS = 18  # of a bound
+_LEGEND_COLUMNS = 2
+_DODGE = 1.05  # factor between series, along training
 _PAST_END = 1.3  # how far a warm-up's last stage is drawn beyond the last branch point
 
 
@@ -37,11 +39,13 @@ def branch_probes(
         ax.set_title(name)
     style.label_rows(axes[:-1], "loss less that at k = 1 (nats)")
     keys = [
-        style.key("k*: largest within tolerance", marker="*", markersize=12, markeredgecolor="black"),
-        style.key("worse by the tolerance (of k = 1)", linestyle=":"),
+        style.key(
+            "k*: largest within tolerance of every smaller k", marker="*", markersize=12, markeredgecolor="black"
+        ),
+        style.key("the tolerance, above k = 1", linestyle=":"),
     ]
     keys += _draw_along_training(axes[-1], series, warmups or {})
-    style.legend_below(figure, keys)
+    figure.legend(handles=keys, loc="outside lower center", ncols=_LEGEND_COLUMNS)
     return figure
 
 
@@ -57,7 +61,7 @@ def _draw_branches(ax: Axes, points: Sequence[LocalCriticalBatch]) -> None:
     for i, local in enumerate(points):
         alive = [(k, loss) for k, loss in zip(local.factors, local.losses, strict=True) if loss is not None]
         factors, losses = np.array(alive).T
-        label = f"{local.at_tokens:.3g} tokens" if i < _MOST_LABELS else None
+        label = f"{_short(local.at_tokens)} tokens" if i < _MOST_LABELS else None
         bars = None if local.loss_error is None else np.where(factors > 1, local.loss_error, 0.0)
         ax.errorbar(factors, losses - losses[0], yerr=bars, capsize=2, elinewidth=1, linewidth=1.2, label=label,
                     **looks[i])  # fmt: skip
@@ -89,14 +93,17 @@ def _draw_along_training(
             "color": style.OKABE_ITO[i % len(style.OKABE_ITO)],
             "marker": style.MARKERS[i % len(style.MARKERS)],
         }
-        ax.plot([local.at_tokens for local in points], [local.batch_tokens for local in points], linewidth=1, **look)
-        for local in points:
+        places = [local.at_tokens * _DODGE**i for local in points]
+        ax.plot(places, [local.batch_tokens for local in points], linestyle="none", **look, zorder=3)
+        for place, local in zip(places, points, strict=True):
             bars = style.bars(local.interval, local.batch_tokens)
-            ax.errorbar(local.at_tokens, local.batch_tokens, yerr=bars, color=look["color"], capsize=3, elinewidth=1.2)
+            ax.errorbar(place, local.batch_tokens, yerr=bars, color=look["color"], capsize=3, elinewidth=1.2)
             if local.bound != "value":
                 bounded = True
-                _draw_arrow(ax, local, up=local.bound == "at least", color=look["color"])
-        keys.append(style.key(name, linestyle="-", **look))
+                reach = _ARROW_POINTS if local.bound == "at least" else -_ARROW_POINTS
+                ax.annotate("", (place, local.batch_tokens), xytext=(0, reach), textcoords="offset points",
+                            arrowprops={"arrowstyle": "<-", "color": look["color"], "linewidth": 1.6})  # fmt: skip
+        keys.append(style.key(f"k* B, {name}", **look))
         if name in warmups:
             stages = warmups[name]
             starts = [max(stage.from_tokens, points[0].at_tokens / 2) for stage in stages]
@@ -105,17 +112,25 @@ def _draw_along_training(
                     linewidth=1.2)  # fmt: skip
             keys.append(style.key(f"batch warm-up, {name}", color=look["color"], linestyle="--"))
     if bounded:
-        keys.append(style.key("bound: every branch tried was within tolerance, or none", marker=r"$\updownarrow$"))
+        keys.append(
+            style.key(
+                "bound: every branch tried was within tolerance, or none", marker=r"$\updownarrow$", markersize=10
+            )
+        )
     ax.set_xscale("log")
     ax.set_yscale("log", base=2)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    ax.margins(y=0.14)  # room for arrows
     ax.set_xlabel("tokens trained")
     ax.set_ylabel("local critical batch k* B (tokens)")
     first = next(iter(series.values()))[0]
-    ax.set_title(f"{first.definition} of all smaller")
+    ax.set_title(style.wrapped(first.definition, characters=34))
     return keys
 
 
-def _draw_arrow(ax: Axes, local: LocalCriticalBatch, *, up: bool, color: str) -> None:
-    ax.annotate("", (local.at_tokens, local.batch_tokens), xytext=(0, _ARROW_POINTS if up else -_ARROW_POINTS),
-                textcoords="offset points", arrowprops={"arrowstyle": "<-", "color": color})  # fmt: skip
+def _short(tokens: float) -> str:
+    """1.5M for 1,500,000."""
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if tokens >= unit:
+            return f"{tokens / unit:.3g}{name}"
+    return f"{tokens:.3g}"

@@ -31,11 +31,49 @@ def _not_empty(table: dict[str, Value]) -> dict[str, Value]:
 
 
 class NumberColumn(Section):
-    """A column of positive numbers. The value is what the column holds, out of its logarithm, times `multiply`."""
+    """A column of positive numbers. The value is what the column holds, out of its logarithm, times `multiply`.
+
+    `quantity = "batch"` says that it is what a step sees: laws of the batch are in tokens, so its unit must be said,
+    and it becomes tokens. What a column is called never decides that.
+    """
 
     column: str
     holds: Holds = "value"
     multiply: float = Field(default=1.0, gt=0)  # such as the tokens of a sequence
+    quantity: Literal["batch"] | None = None
+    unit: Literal["tokens", "sequences"] | None = None  # of a batch, after `holds` and `multiply`
+    seq_len: int | None = Field(default=None, gt=0)  # tokens of a sequence
+
+    @model_validator(mode="after")
+    def _batch_with_its_unit(self) -> Self:
+        if self.quantity is None:
+            given = next((name for name in ("unit", "seq_len") if getattr(self, name) is not None), None)
+            if given:
+                raise ValueError(
+                    f'{given} is of a batch, and quantity does not say that this is one. Add quantity = "batch", '
+                    f"or remove {given}."
+                )
+            return self
+        if self.unit is None:
+            raise ValueError(
+                'must say in which unit the batch is, for it is not guessed. Add unit = "tokens", or '
+                'unit = "sequences" and seq_len.'
+            )
+        if self.unit == "tokens" and self.seq_len is not None:
+            raise ValueError('seq_len must be left out of a batch in tokens. Remove it, or write unit = "sequences".')
+        if self.unit == "sequences" and self.seq_len is None:
+            raise ValueError("must have the tokens of a sequence, seq_len, to turn a batch in sequences into tokens.")
+        if self.unit == "sequences" and self.multiply != 1.0:
+            raise ValueError(
+                f"multiply must be left out of a batch in sequences, which seq_len turns into tokens, got "
+                f"{self.multiply:g} beside seq_len = {self.seq_len}. Remove multiply."
+            )
+        return self
+
+    @property
+    def factor(self) -> float:
+        """What the column's values, out of their logarithm, are multiplied with; a batch becomes tokens."""
+        return self.multiply * (self.seq_len or 1)
 
 
 class LossColumn(Section):
@@ -112,6 +150,18 @@ class ImportMap(FileSection):
             if name in _OWN_COLUMNS:
                 raise ValueError(f"no scale or hyperparameter may be called {name}, which has its own section.")
         return self
+
+    @model_validator(mode="after")
+    def _one_batch(self) -> Self:
+        batches = [name for name, number in (self.scales | self.hps).items() if number.quantity == "batch"]
+        if len(batches) > 1:
+            raise ValueError(f'only one column may have quantity = "batch", got {" and ".join(batches)}. Remove one.')
+        return self
+
+    @property
+    def batch(self) -> str | None:
+        """The scale or hyperparameter declared to be the batch, which is then in tokens; None where none is."""
+        return next((name for name, number in (self.scales | self.hps).items() if number.quantity == "batch"), None)
 
     @property
     def columns(self) -> dict[str, str]:

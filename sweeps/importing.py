@@ -238,7 +238,7 @@ def _positive(cells: Cells, key: str, number: NumberColumn) -> Floats:
     """The values of a scale or hyperparameter, after the map's transforms."""
     held, _ = cells.numbers(f"{key}.column", number.column)
     with np.errstate(over="ignore"):
-        values = _exponentiate(held, number.holds) * number.multiply
+        values = _exponentiate(held, number.holds) * number.factor
     right = np.isfinite(values) & (values > 0)
     must = "a finite number above 0" if number.holds == "value" else f"the {number.holds} of a finite number above 0"
     cells.refuse(~right, f"{key}.column", number.column, must, "Correct the cell, or leave its row out with [filter].")

@@ -332,6 +332,60 @@ def test_damaged_and_newer_observations_are_refused(tmp_path: Path) -> None:
             read_import(tmp_path / "out")
 
 
+# --- the unit of a batch
+
+
+@pytest.mark.parametrize(
+    ("declared", "tokens"),
+    [
+        ('quantity = "batch"\nunit = "sequences"\nseq_len = 512', 8 * 512),
+        ('quantity = "batch"\nunit = "tokens"', 8),
+        ('quantity = "batch"\nunit = "tokens"\nmultiply = 1024', 8 * 1024),
+        ("multiply = 2048", 8 * 2048),  # a map that declares no batch reads as before
+    ],
+)
+def test_a_batch_becomes_tokens(tmp_path: Path, declared: str, tokens: float) -> None:
+    columns = MAP.replace("multiply = 2048", declared)
+    assert read(tmp_path, columns=columns).frame["batch_tokens"].min() == tokens
+    declares = "quantity" in declared
+    assert load_map(tmp_path / "columns.toml").batch == ("batch_tokens" if declares else None)
+
+
+def test_a_logarithm_of_sequences_becomes_tokens(tmp_path: Path) -> None:
+    rows = [{**row, "bs": math.log2(row["bs"])} for row in ROWS]
+    columns = MAP.replace("multiply = 2048", 'holds = "log2"\nquantity = "batch"\nunit = "sequences"\nseq_len = 512')
+    assert read(tmp_path, rows, columns=columns).frame["batch_tokens"].tolist() == [8 * 512, 8 * 512, 16 * 512]
+
+
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [
+        ('quantity = "batch"', r"hps.batch_tokens: must say in which unit the batch is, for it is not guessed"),
+        ('quantity = "batch"\nunit = "sequences"', r"hps.batch_tokens: must have the tokens of a sequence, seq_len"),
+        ('quantity = "batch"\nunit = "tokens"\nseq_len = 512', r"seq_len must be left out of a batch in tokens"),
+        ('quantity = "batch"\nunit = "sequences"\nseq_len = 512\nmultiply = 512', r"multiply must be left out"),
+        ('unit = "tokens"', r"unit is of a batch, and quantity does not say that this is one"),
+        ("seq_len = 512", r"seq_len is of a batch"),
+        ('quantity = "batch"\nunit = "examples"', r"hps.batch_tokens.unit: must be one of 'tokens' or 'sequences'"),
+        (
+            'quantity = "batches"',
+            r"hps.batch_tokens.quantity: must be .*Did you mean 'batch'|quantity: must be 'batch'",
+        ),
+        ('quantity = "batch"\nunit = "sequences"\nseq_len = 0', r"hps.batch_tokens.seq_len: must be above 0"),
+    ],
+)
+def test_a_batch_without_its_unit_is_refused(tmp_path: Path, declared: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        read(tmp_path, columns=MAP.replace("multiply = 2048", declared))
+
+
+def test_two_batches_are_refused(tmp_path: Path) -> None:
+    declared = 'quantity = "batch"\nunit = "tokens"'
+    columns = MAP.replace("multiply = 2048", declared).replace("multiply = 1e6", declared)
+    with pytest.raises(SpecError, match='only one column may have quantity = "batch", got n_params and batch_tokens'):
+        read(tmp_path, columns=columns)
+
+
 # --- the target
 
 

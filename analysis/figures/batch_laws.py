@@ -32,6 +32,7 @@ from analysis.timescale import TimescaleLaw
 _STEPS = 40  # places a law is drawn at
 _MARGIN = 2.0  # of the abscissa around everything drawn
 _DEFAULT_RATIO = 20.0  # tokens per parameter, where nothing was measured
+_PUBLISHED = style.OKABE_ITO[2:]  # colors: none is the target's
 _BAND: style.Look = {"alpha": 0.18, "linewidth": 0}
 
 
@@ -199,15 +200,13 @@ def _draw_published(
         factor = law.definition.factor_to(definition) if law.definition and definition else 1.0
         curves.append(np.array([factor * law.at(n_params, d) for d in tokens.tolist()]))
         ax.plot(at, curves[-1], **look, zorder=3.5)
-    ax.fill_between(at, np.min(curves, axis=0), np.max(curves, axis=0), color=style.OKABE_ITO[1], **_BAND)
+    ax.fill_between(at, np.min(curves, axis=0), np.max(curves, axis=0), color=_PUBLISHED[0], **_BAND)
 
 
 def _published(kind: LawKind) -> dict[PublishedLaw, style.Look]:
     laws = [law for law in LAWS if law.kind == kind and not law.needs_loss]
     lines = cycle(style.LINE_STYLES[1:])
-    return {
-        law: {"color": style.OKABE_ITO[1 + i], "linestyle": next(lines), "linewidth": 1.4} for i, law in enumerate(laws)
-    }
+    return {law: {"color": _PUBLISHED[i], "linestyle": next(lines), "linewidth": 1.4} for i, law in enumerate(laws)}
 
 
 def _published_keys(kind: LawKind) -> list[Artist]:

@@ -23,6 +23,7 @@ DEFAULT_TARGETS = 4
 # Of the losses that four batches reach: the least share that targets are spread over. A level more batches reach,
 # but only within a sliver of losses, would repeat one target several times.
 _LEAST_SPREAD = 0.25
+_BISECTIONS = 50  # of a piece between two horizons, until rounding
 
 # Reached before the shortest horizon (fewer tokens), or not by the longest (more tokens).
 Censoring = Literal["fewer", "more"]
@@ -160,7 +161,7 @@ def tokens_to_losses(curve: BatchCurve, target_losses: Sequence[float], *, n_dra
     log_tokens = np.log(np.array(curve.train_tokens, dtype=np.float64)[usable])
     rows = [curve.losses, *curve.draws[:n_draws]]
     log_targets = np.log(np.array(target_losses, dtype=np.float64))
-    found = np.array([_log_tokens(log_tokens, np.log([row[i] for i in usable]), log_targets) for row in rows])
+    found = _log_tokens(log_tokens, np.log(np.array(rows)[:, usable]), log_targets)
     return CurveTokens(
         curve=curve,
         target_losses=tuple(float(target) for target in target_losses),
@@ -171,22 +172,27 @@ def tokens_to_losses(curve: BatchCurve, target_losses: Sequence[float], *, n_dra
     )
 
 
-def _cleaned(curve: BatchCurve) -> Floats:
-    """Log losses at the usable horizons, falling."""
-    falling: Floats = isotonic_regression(np.log([curve.losses[i] for i in curve.usable]), increasing=False).x
-    return falling
+def _falling(log_losses: Floats) -> Floats:
+    """Isotonic regression of each row."""
+    return np.array([isotonic_regression(row, increasing=False).x for row in log_losses])
 
 
 def _log_tokens(log_tokens: Floats, log_losses: Floats, log_targets: Floats) -> Floats:
-    """Where the cleaned curve first is as low as each target."""
-    cleaned = isotonic_regression(log_losses, increasing=False).x
-    found = np.where(log_targets > cleaned[0], -np.inf, np.inf)
-    for i in np.flatnonzero((log_targets <= cleaned[0]) & (log_targets >= cleaned[-1])):
-        at_knot = log_tokens[cleaned == log_targets[i]]
-        if len(at_knot):
-            found[i] = at_knot[0]
-        else:
-            found[i] = PchipInterpolator(log_tokens, cleaned).solve(log_targets[i], extrapolate=False)[0]
+    """Where each row's curve (R, H) first is as low as each target, (R, T)."""
+    cleaned = _falling(log_losses)
+    next_knot = (cleaned[:, :, None] > log_targets).sum(axis=1)  # (R, T): the first as low as the target
+    found = np.where(next_knot == len(log_tokens), np.inf, -np.inf)
+    rows, targets = np.nonzero((next_knot > 0) & (next_knot < len(log_tokens)))
+    found[(next_knot == 0) & (cleaned[:, :1] == log_targets)] = log_tokens[0]
+    if len(rows):
+        piece = next_knot[rows, targets] - 1
+        cubic = PchipInterpolator(log_tokens, cleaned, axis=1).c[:, piece, rows]  # of the distance to the piece's start
+        low, high = np.zeros(len(rows)), np.diff(log_tokens)[piece]
+        for _ in range(_BISECTIONS):  # the curve falls, so a root is bracketed
+            middle = (low + high) / 2
+            above = ((cubic[0] * middle + cubic[1]) * middle + cubic[2]) * middle + cubic[3] > log_targets[targets]
+            low, high = np.where(above, middle, low), np.where(above, high, middle)
+        found[rows, targets] = log_tokens[piece] + high
     return found
 
 
@@ -199,8 +205,8 @@ def choose_target_losses(curves: Sequence[BatchCurve], n: int = DEFAULT_TARGETS)
     Raises:
         FitError: no loss is reached by four batches within their horizons.
     """
-    ends = np.array([(cleaned[0], cleaned[-1]) for curve in curves if curve.usable for cleaned in [_cleaned(curve)]])
-    ends = ends.reshape(-1, 2)
+    rows = [np.log([[curve.losses[i] for i in curve.usable]]) for curve in curves if curve.usable]
+    ends = np.array([_falling(row)[0, [0, -1]] for row in rows]).reshape(-1, 2)
     edges = np.unique(ends)  # between two of them the number of batches does not change
     middles = (edges[:-1] + edges[1:]) / 2
     counts = ((ends[:, :1] >= middles) & (middles >= ends[:, 1:])).sum(axis=0)

@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from scipy.optimize import brentq, minimize_scalar
+from scipy.optimize import brentq
 from scipy.special import lambertw
 from scipy.stats import t as student
 
+from analysis.hyperbola import fit_hyperbola
 from analysis.interval import FitError, Floats, Interval, percentile_interval
 
 SHAPE_ONLY = "shape only: the theory never gives an absolute critical batch"
@@ -159,7 +160,7 @@ def fit_bound(
     n = len(data.batches)
     profile = _Profile.of(data)
     scale = _scale(profile, data)
-    log_steps, s = profile.best(np.log(data.steps)[None], data, scale)
+    log_steps, s = profile.best(np.log(data.steps)[None], data.log_budgets[None], scale)
     form = profile.form(float(log_steps[0]), float(s[0]))
     everything = np.concatenate([data.batches, data.never])
     if form.best_batch <= everything.min():
@@ -172,8 +173,9 @@ def fit_bound(
     residuals = np.log(data.steps) - fitted
     df = n - 2
     stretch = math.sqrt(n / df) * _student_stretch(df, level)
-    drawn = fitted + stretch * rng.choice(residuals - residuals.mean(), size=(n_draws, n))
-    draws = (_BEST_U * profile.y(profile.best(drawn, data, scale)[1])) ** 2
+    noise = stretch * rng.choice(residuals - residuals.mean(), size=(n_draws, n + len(data.never)))
+    drawn = profile.best(fitted + noise[:, :n], data.log_budgets - noise[:, n:], scale)
+    draws = (_BEST_U * profile.y(drawn[1])) ** 2
     return BoundFit(
         form=form,
         unit=unit,
@@ -246,9 +248,10 @@ class _Profile:
     def form(self, log_steps: float, s: float) -> BoundForm:
         return BoundForm(steps_at_infinity=math.exp(log_steps), y=float(self.y(np.array(s))))
 
-    def best(self, log_steps: Floats, data: _Data, scale: float) -> tuple[Floats, Floats]:
-        """ln T(inf) and s of least loss, (draws,), for ln steps (draws, n)."""
-        locations, losses = self._located(log_steps[:, None, :] - self.reached, data, scale)  # (draws, grid)
+    def best(self, log_steps: Floats, log_budgets: Floats, scale: float) -> tuple[Floats, Floats]:
+        """ln T(inf) and s of least loss, (draws,), for ln steps (draws, n), and ln budgets used up (draws, m)."""
+        rest, bound = log_steps[:, None, :] - self.reached, log_budgets[:, None, :] - self.never
+        locations, losses = _located(rest, bound, scale)  # (draws, grid)
         at = np.argmin(losses, axis=1)
         rows = np.arange(len(at))
         inner = np.clip(at, 1, len(self.s) - 2)
@@ -258,23 +261,25 @@ class _Profile:
         slopes = (locations[rows, inner + 1] - locations[rows, inner - 1]) / 2
         return locations[rows, inner] + shift * slopes, self.s[inner] + shift * _GRID_STEP
 
-    def _located(self, rest: Floats, data: _Data, scale: float) -> tuple[Floats, Floats]:
-        """ln T(inf) by reweighting, and Huber's loss there, for what is left of ln steps (draws, grid, n)."""
-        bound = data.log_budgets - self.never  # (grid, m): ln T(inf) must be above
-        location = np.median(rest, axis=-1)
-        for _ in range(_LOCATION_ITERATIONS):
-            weights = 1 / np.maximum(np.abs(rest - location[..., None]) / (_HUBER * scale), 1.0)
-            total, sum_ = weights.sum(axis=-1), (weights * rest).sum(axis=-1)
-            if bound.size:
-                lack = bound - location[..., None]
-                pull = np.where(lack > 0, 1 / np.maximum(lack / (_HUBER * scale), 1.0), 0.0)
-                total = total + pull.sum(axis=-1)
-                sum_ = sum_ + (pull * np.where(pull > 0, bound, 0.0)).sum(axis=-1)
-            location = sum_ / total
-        losses = _huber((rest - location[..., None]) / scale).sum(axis=-1)
-        if bound.size:
-            losses = losses + _huber(np.maximum(bound - location[..., None], 0.0) / scale).sum(axis=-1)
-        return location, losses
+
+def _located(rest: Floats, bound: Floats, scale: float) -> tuple[Floats, Floats]:
+    """ln T(inf) by reweighting, and Huber's loss there.
+
+    `rest` (..., n) is what the form's shape leaves of ln steps; ln T(inf) costs where it is below `bound` (..., m).
+    """
+    location = np.median(rest, axis=-1)
+    for _ in range(_LOCATION_ITERATIONS):
+        weights = 1 / np.maximum(np.abs(rest - location[..., None]) / (_HUBER * scale), 1.0)
+        total, sum_ = weights.sum(axis=-1), (weights * rest).sum(axis=-1)
+        if bound.shape[-1]:
+            lack = bound - location[..., None]
+            pull = np.where(lack > 0, 1 / np.maximum(lack / (_HUBER * scale), 1.0), 0.0)
+            total = total + pull.sum(axis=-1)
+            sum_ = sum_ + (pull * np.where(pull > 0, bound, 0.0)).sum(axis=-1)
+        location = sum_ / total
+    losses = _huber((rest - location[..., None]) / scale).sum(axis=-1)
+    losses = losses + _huber(np.maximum(bound - location[..., None], 0.0) / scale).sum(axis=-1)
+    return location, losses
 
 
 def _huber(residuals: Floats) -> Floats:
@@ -285,7 +290,9 @@ def _huber(residuals: Floats) -> Floats:
 
 def _scale(profile: _Profile, data: _Data) -> float:
     """Of ln steps around the form, unbiased for normal noise: what Huber's loss calls an outlier rests on it."""
-    log_steps, s = profile.best(np.log(data.steps)[None], data, _LARGEST_S)  # so wide that it is least squares
+    log_steps, s = profile.best(
+        np.log(data.steps)[None], data.log_budgets[None], _LARGEST_S
+    )  # so wide that it is least squares
     form = profile.form(float(log_steps[0]), float(s[0]))
     residuals = np.abs(np.log(data.steps / form.steps(data.batches)))
     n = len(residuals)
@@ -306,14 +313,8 @@ def _squares_of_bound(profile: _Profile, data: _Data) -> float:
 
 def _squares_of_hyperbola(data: _Data) -> float:
     """The same for S = S_min (1 + B_c / B)."""
-
-    def spread(log_critical: float) -> float:
-        return float(np.var(np.log(data.steps) - np.log1p(math.exp(log_critical) / data.batches)))
-
-    # From a hundredth of the smallest batch to a hundred of the largest: beyond, the form is a constant or 1 / B.
-    bounds = (math.log(data.batches[0] / 100), math.log(data.batches[-1] * 100))
-    found = minimize_scalar(spread, bounds=bounds, method="bounded")
-    return max(float(found.fun), _LEAST_SCALE**2) * len(data.batches)
+    off = fit_hyperbola(data.batches.tolist(), (data.batches * data.steps).tolist()).log_residuals
+    return max(float(np.mean(np.square(off))), _LEAST_SCALE**2) * len(data.batches)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

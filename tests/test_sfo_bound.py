@@ -37,7 +37,7 @@ def test_a_planted_form_without_noise() -> None:
     assert fit.form.steps_at_infinity == pytest.approx(60, rel=1e-3)
     assert fit.bracketed
     assert "never gives an absolute" in fit.sentence
-    assert "of 36 examples" in fit.sentence
+    assert "at a batch of 36.1 examples [36." in fit.sentence
 
 
 @pytest.mark.parametrize(("last", "never"), [(12, ()), (12, (8.0, 16.0)), (10, ())])

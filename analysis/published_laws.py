@@ -249,8 +249,8 @@ LR_POWERS: tuple[PublishedPower, ...] = (
     ),
 )
 
-# q: Zhang has 0.47, Power Lines 0.462. Their own errors are near 0.03; three times that for another data set,
-# optimizer and size.
+# q: Zhang has 0.47, Power Lines 0.462. The sd is a judgement, several times how far the two lie apart: theirs are AdamW
+# on models of 85M parameters and more.
 BATCH_OVER_TOKENS = NormalPrior(mean=0.465, sd=0.1, source="Zhang (arXiv:2410.21676), Power Lines (arXiv:2505.13738)")
 # r: both find none beyond that of tokens (Zhang: N^0.087 at fixed tokens).
 BATCH_OVER_PARAMS = NormalPrior(mean=0.0, sd=0.1, source="Zhang (arXiv:2410.21676), Power Lines (arXiv:2505.13738)")
@@ -258,10 +258,10 @@ BATCH_OVER_PARAMS = NormalPrior(mean=0.0, sd=0.1, source="Zhang (arXiv:2410.2167
 LR_OVER_BATCH = NormalPrior(mean=0.35, sd=0.15, source="re-fits of Step Law's AdamW runs (arXiv:2503.04715)")
 LR_OVER_BATCH_RANGE = (0.0, 0.6)  # a value that rests on the prior alone stays inside; the square root is its upper end
 LR_OVER_TOKENS = NormalPrior(mean=-0.32, sd=0.15, source="Bjorck (arXiv:2409.19913), batch fixed")
-# mup and CompleteP keep the optimum in place by construction; finite proxies drift by a tenth of an octave an octave.
+# mup and CompleteP keep the optimum in place by construction; the sd is a judgement of what finite proxies drift.
 LR_OVER_WIDTH = NormalPrior(mean=0.0, sd=0.2, source="mup (arXiv:2203.03466): constant at base width")
 LR_OVER_DEPTH = NormalPrior(mean=0.0, sd=0.2, source="CompleteP (arXiv:2505.01618): constant at base depth")
-# The sd allows for other data and schedules; the paper's own error is a fraction of it.
+# The sd is a judgement: other data, schedules and optimizers.
 TIMESCALE_OVER_TPP = NormalPrior(mean=-0.527, sd=0.15, source="Power Lines (arXiv:2505.13738)")
 
 

@@ -24,7 +24,7 @@ from analysis.scale_law import SharedOptima, fit_shared_optima
 
 LR, DECAY = "lr", "weight_decay"
 BATCH, TOKENS, PARAMS = "batch_tokens", "train_tokens", "n_params"
-# Scale of the prior of cells' scatter around the law, octaves: about the residuals of Power Lines' own fit.
+# Scale of the prior of cells' scatter around the law, octaves: a judgement, which cells that scatter more outvote.
 SCATTER_OCTAVES = 0.25
 _CHINCHILLA = 20.0  # tokens a parameter: where the published law's height is known best
 _PUBLISHED_SD_OCTAVES = 1.0  # of that height for another data set, schedule or optimizer: the basin is an octave wide

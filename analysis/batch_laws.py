@@ -16,7 +16,8 @@ from analysis.posterior_line import LinePosterior, NormalPrior, Power, RestsOn, 
 from analysis.published_laws import BATCH_OVER_PARAMS, BATCH_OVER_TOKENS, HYPERBOLA, OVERHEAD_20, BatchDefinition
 
 # Scale of the prior of the points' scatter around the law, in ln, beyond their own errors. Power Lines' law leaves
-# about as much (R^2 0.94; over two decades of tokens 0.15). Its tails are heavy, so that points that scatter more can say so.
+# about as much (R^2 0.94; over two decades of tokens 0.15). Heavy tails: points that
+# scatter more can say so.
 SCATTER_LN = 0.15
 N_SIZES, N_BUDGETS = 3, 3  # sizes with so many different D each, from which r is fitted
 _LEAST_SD = 1e-3  # of a point, in ln: an error of 0 would make the law pass through it

@@ -17,8 +17,8 @@ from analysis.hyperbola import SEARCH_FACTOR
 from analysis.interval import FitError, Floats
 from analysis.tokens_to_loss import CurveTokens
 
-# Of B_c over the tokens at the critical loss: 0.462 in Bergsma et al. 2025 (arXiv:2505.13738), 0.47 in Zhang et al. 2024
-# (arXiv:2410.21676). The sd spans no growth to linear growth, so that data of one octave of tokens already outweigh it.
+# Power of B_c over tokens: 0.462 in Bergsma et al. 2025 (arXiv:2505.13738), 0.47 in Zhang et al. 2024
+# (arXiv:2410.21676). The sd spans no growth to linear growth, so that data over an octave of tokens outweigh it.
 PRIOR_POWER = 0.465
 PRIOR_POWER_SD = 0.5
 # sd of log tokens below which a point does not count for more: what interpolation between horizons can miss.

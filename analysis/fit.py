@@ -17,7 +17,7 @@ from analysis.observed_fit import ObservedFit, fit_observed
 from analysis.optimum import Optimum, fit_optimum
 from analysis.penalty import Penalties, fit_penalties
 from analysis.points import Points, points_near_lowest
-from analysis.surface import NO_LABELS, Labels, Series, Setting, Surface, surfaces
+from analysis.surface import DEPTH, NO_LABELS, Labels, Series, Setting, Surface, surfaces
 from analysis.width_laws import joint_error
 from sweeps.trial import TrialResult
 
@@ -202,7 +202,8 @@ def _fit_joint(
     values: dict[str, set[Any]] = defaultdict(set)
     for surface in built:
         for name, value in surface.fixed:
-            values[name].add(value)
+            if name != DEPTH:
+                values[name].add(value)
     numeric = [name for name, seen in sorted(values.items()) if len(seen) > 2 and all(_above_zero(v) for v in seen)]
     if not numeric:
         return None

@@ -13,10 +13,11 @@ from analysis.fit import SweepFit
 from analysis.interval import Floats, percentile_interval
 from analysis.loss_law import LossLaw, LossPrediction, predict_loss
 from analysis.optimum import Optimum
+from analysis.surface import DEPTH
 from proxy_models.accounting import n_params, training_bytes, training_flops
 from proxy_models.config import RunConfig
 from proxy_models.optimizer_config import Switch
-from proxy_models.parametrization import scale_role, scaling_rule
+from proxy_models.parametrization import residual_multiplier, scale_role, scaling_rule
 from proxy_models.roles import Role
 from sweeps.spec import SweepSpec, TargetSpec, run_config
 from transfer.horizons import horizons_note
@@ -44,11 +45,11 @@ def make_plan(spec: SweepSpec, target: TargetSpec, fit: SweepFit, *, digest: str
     plans: list[OptimizerPlan] = []
     not_planned: list[tuple[str, str]] = []
     for name in spec.optimizers:
-        evidence = _evidence(name, fit)
+        evidence = _evidence(name, fit, proxy_depth(spec, target))
         if evidence is None:
             not_planned.append((name, _why_not(name, fit)))
         else:
-            plans.append(_plan_optimizer(spec, target, evidence))
+            plans.append(_plan_optimizer(spec, target, evidence, fit))
     if not plans:
         reasons = "; ".join(f"{name}: {why}" for name, why in not_planned)
         raise PlanError(f"no optimizer can be transferred. {reasons}")
@@ -64,7 +65,15 @@ def make_plan(spec: SweepSpec, target: TargetSpec, fit: SweepFit, *, digest: str
         optimizers=tuple(plans),
         not_planned=tuple(not_planned),
         inputs_digest=digest,
+        target_depth=run.model.depth,
+        depth_mult=run.depth_mult,
+        residual_multiplier=residual_multiplier(run),
     )
+
+
+def proxy_depth(spec: SweepSpec, target: TargetSpec) -> int:
+    """Depth of the proxies that the target is planned from: its own where they have it, otherwise their deepest."""
+    return target.depth if target.depth in spec.depths else max(spec.depths)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,10 +92,13 @@ class _Evidence:
         return self.optima[-1]
 
 
-def _evidence(name: str, fit: SweepFit) -> _Evidence | None:
-    """Of the settings of the other axes, the one with the lowest loss at its widest proxy; None without a drift."""
+def _evidence(name: str, fit: SweepFit, depth: int) -> _Evidence | None:
+    """Of the settings of the other axes, the one with the lowest loss at its widest proxy; None without a drift.
+
+    Depth is no such axis: a deeper model is better, and not the one that was asked for.
+    """
     found = []
-    for drift in (drift for drift in fit.drifts if drift.optimizer == name):
+    for drift in (d for d in fit.drifts if d.optimizer == name and dict(d.fixed).get(DEPTH, depth) == depth):
         optima = fit.optima_of(drift.series)
         at_edge = [(o.width, "its optimum is at the edge of the grid") for o in optima if o.edge]
         unfitted = [
@@ -120,11 +132,13 @@ def _why_not(name: str, fit: SweepFit) -> str:
     return "; ".join(dict.fromkeys(reasons)) or "it has no results; finish the sweep"
 
 
-def _plan_optimizer(spec: SweepSpec, target: TargetSpec, evidence: _Evidence) -> OptimizerPlan:
+def _plan_optimizer(spec: SweepSpec, target: TargetSpec, evidence: _Evidence, fit: SweepFit) -> OptimizerPlan:
     drift = evidence.drift
     optimum = predict_optimum(drift, target.width)
-    loss = predict_loss(evidence.loss_law, target.width) if evidence.loss_law is not None else None
-    run = target_run(spec, target, drift.optimizer, {**dict(drift.fixed), "lr": optimum.value})
+    law = evidence.loss_law if _law_holds(spec, target) else None
+    loss = predict_loss(law, target.width) if law is not None else None
+    others = {name: value for name, value in drift.fixed if name != DEPTH}
+    run = target_run(spec, target, drift.optimizer, {**others, "lr": optimum.value})
     (_, first), *switched = run.phases
     excess = _excess_draws(optimum, evidence.optima)
     return OptimizerPlan(
@@ -132,28 +146,31 @@ def _plan_optimizer(spec: SweepSpec, target: TargetSpec, evidence: _Evidence) ->
         fixed=drift.fixed,
         run=run,
         log2_lr=Estimate(value=optimum.log2_value, interval=optimum.interval),
-        rests_on=_rests_on(drift, optimum),
+        rests_on=_rests_on(drift, optimum) + _at_depth(spec, target),
         roles=tuple(_plan_role(first, role) for role in _roles_of(run)),
         expected_loss=None if loss is None else Estimate(value=loss.loss, interval=loss.interval),
         expected_excess_loss=None
         if excess is None
         else Estimate(value=float(excess.mean()), interval=percentile_interval(excess, optimum.interval.level)),
-        excess_equivalent=None if excess is None else _equivalent(spec, evidence, run, excess),
+        excess_equivalent=None if excess is None or law is None else _equivalent(law, evidence, run, excess),
         fast_transfer=_verdict(evidence),
-        caveats=tuple(_caveats(spec, target, evidence, optimum, loss)),
+        caveats=(
+            *_caveats(spec, target, evidence, optimum, loss),
+            *_depth_caveats(spec, target, evidence, fit),
+        ),
         switch_step=switched[0][0] if switched else None,
         roles_after_switch=tuple(_plan_role(phase, role) for _, phase in switched for role in _roles_of(run)),
     )
 
 
 def target_run(spec: SweepSpec, target: TargetSpec, optimizer: str, hparams: Mapping[str, Any]) -> RunConfig:
-    """The target's run: the sweep's settings, with these hyperparameters, at the target's width and tokens.
+    """The target's run: the sweep's settings, with these hyperparameters, at the target's width, depth and tokens.
 
     A longer run keeps warmup_tokens, and the shares of the run before its decay and before an optimizer switch;
     under the `timescale` invariant weight decay falls so that lr * weight_decay * steps stays (Wang and Aitchison,
     arXiv:2405.13698).
     """
-    run = run_config(spec, optimizer, width=target.width, seed=target.seeds[0], overrides=hparams)
+    run = run_config(spec, optimizer, width=target.width, depth=target.depth, seed=target.seeds[0], overrides=hparams)
     if target.train_tokens is None:
         return run
     longer = target.train_tokens / run.train_tokens
@@ -202,16 +219,14 @@ def _verdict(evidence: _Evidence) -> TransferVerdict:
     return TransferVerdict(verdict=found.verdict, probability_fast=found.probability_fast, sentence=found.sentence)
 
 
-def _equivalent(spec: SweepSpec, evidence: _Evidence, run: RunConfig, excess: Floats) -> ExcessEquivalent | None:
+def _equivalent(law: LossLaw, evidence: _Evidence, run: RunConfig, excess: Floats) -> ExcessEquivalent | None:
     """FLOPs grow between the widest proxy and the target as some power of width; at the widest, as its square."""
-    if evidence.loss_law is None:
-        return None
     width, proxy = run.model.width, evidence.widest.width
     exponent = 2.0
     if width > proxy:
         narrower = replace(run, model=replace(run.model, width=proxy))
         exponent = float(np.log(training_flops(run) / training_flops(narrower)) / np.log(width / proxy))
-    found = equivalent(evidence.loss_law, width, float(excess.mean()), excess, flops_exponent=exponent)
+    found = equivalent(law, width, float(excess.mean()), excess, flops_exponent=exponent)
     if found is None:
         return None
     return ExcessEquivalent(
@@ -233,6 +248,42 @@ def _excess_draws(optimum: OptimumPrediction, optima: Sequence[Optimum]) -> Floa
     misses = np.asarray(optimum.draws) - optimum.log2_value  # octaves
     excess: Floats = np.resize(curvatures, misses.shape) / 2 * misses**2
     return excess
+
+
+def _law_holds(spec: SweepSpec, target: TargetSpec) -> bool:
+    """A loss law over width is of proxies of one depth, and of targets of that depth."""
+    return target.depth is None or target.depth in spec.depths
+
+
+def _at_depth(spec: SweepSpec, target: TargetSpec) -> str:
+    if target.depth is None:
+        return ""
+    proxies = f", at depth {proxy_depth(spec, target)}"
+    return proxies if _law_holds(spec, target) else f"{proxies}; to depth {target.depth} by CompleteP's rules"
+
+
+def _depth_caveats(spec: SweepSpec, target: TargetSpec, evidence: _Evidence, fit: SweepFit) -> Iterable[str]:
+    """What the sweep says of the optimum over depth, where the target is deeper than every proxy."""
+    if _law_holds(spec, target):
+        return
+    yield (
+        f"The target, of depth {target.depth}, is deeper than every proxy: that its optimal lr is that of depth "
+        f"{max(spec.depths)} is CompleteP's claim (arXiv:2505.01618), and its loss is not predicted."
+    )
+    width = evidence.widest.width
+    others = {name: value for name, value in evidence.drift.fixed if name != DEPTH}
+    optima = {
+        dict(o.fixed).get(DEPTH, max(spec.depths)): o
+        for o in fit.optima
+        if not o.edge
+        and (o.optimizer, o.width) == (evidence.drift.optimizer, width)
+        and {name: value for name, value in o.fixed if name != DEPTH} == others
+    }
+    if len(optima) < 2:
+        yield "Only one depth has an optimum at the widest proxy: whether it moves with depth was not seen."
+        return
+    places = ", ".join(f"{optima[depth].log2_value:+.2f} at depth {depth}" for depth in sorted(optima))
+    yield f"Over depth at width {width}, the optimal log2 lr is {places}: see whether it moves before a costly run."
 
 
 def _rests_on(drift: Drift, optimum: OptimumPrediction) -> str:
@@ -278,7 +329,7 @@ def _caveats(
             f"The optimum is known to {optimum.interval.width:.1f} octaves only: add seeds, or tokens to the trials, "
             "before a costly run."
         )
-    if loss is None:
+    if evidence.loss_law is None:
         yield "No loss law: it takes optima at three widths."
     elif evidence.loss_law is not None and not evidence.loss_law.wider_is_better:
         yield "Wider is not better among the proxies: find out why before trusting the plan."

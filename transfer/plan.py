@@ -146,6 +146,12 @@ class TransferPlan:
     """Optimizers without a plan, each with the reason."""
     inputs_digest: str
     """SHA-256 over the trial ids and losses that the fits saw."""
+    target_depth: int | None = None
+    """The target's number of blocks; null in plans made before depth was planned."""
+    depth_mult: float = 1.0
+    """Target depth over base depth; 1 where no rule looks at depth."""
+    residual_multiplier: float = 1.0
+    """Factor on what every residual branch adds."""
 
 
 PLAN_JSON: TypeAdapter[TransferPlan] = TypeAdapter(TransferPlan)

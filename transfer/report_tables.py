@@ -9,6 +9,8 @@ from analysis.fit import SweepFit
 from analysis.optimum import Optimum
 from analysis.surface import label_of
 from proxy_models.accounting import memory
+from proxy_models.config import RunConfig
+from proxy_models.parametrization import residual_multiplier
 from sweeps.trial import TrialResult
 from transfer.console import duration
 from transfer.plan import OptimizerPlan, TransferPlan
@@ -142,7 +144,7 @@ def _plan_section(plan: OptimizerPlan) -> PlanSection:
                 (
                     name,
                     f"{role.effective_lr:.4g}",
-                    _power(role.rule.lr),
+                    _powers(role.rule.lr, role.rule.depth_lr),
                     f"{role.weight_decay:g}",
                     role.init,
                     f"{role.forward_multiplier:g}",
@@ -157,15 +159,23 @@ def _plan_section(plan: OptimizerPlan) -> PlanSection:
             f"{hp.warmup_tokens:,} tokens"
             + (f", decay over the last {hp.decay_tokens:,}" if run.schedule == "wsd" else "")
             + f", to {hp.final_lr_frac:g} of the peak; {clip}; parametrization {run.parametrization}, "
-            f"m = {run.width_mult:g}."
+            f"m = {run.width_mult:g}{_depth_rule(run)}."
         ),
         rests_on=plan.rests_on,
         caveats=plan.caveats,
     )
 
 
-def _power(exponent: float) -> str:
-    return "constant" if exponent == 0 else f"m^{exponent:g}"
+def _powers(width: float, depth: float) -> str:
+    """`m^-1`, `m^-0.5 m_L^1` or `constant`."""
+    powers = (f"{size}^{power:.3g}" for size, power in (("m", width), ("m_L", depth)) if power != 0)
+    return " ".join(powers) or "constant"
+
+
+def _depth_rule(run: RunConfig) -> str:
+    if run.base_depth is None:
+        return ""
+    return f", m_L = {run.depth_mult:g}: every residual branch times {residual_multiplier(run):.4g}"
 
 
 def verification_table(verification: Verification | None) -> TextTable | None:

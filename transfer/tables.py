@@ -188,6 +188,9 @@ def show_fit(fit: "SweepFit") -> None:
 def show_plan(plan: "TransferPlan") -> None:
     print(f"plan for width {plan.target_width} ({plan.width_mult:g} x base width), {plan.n_params:,} non-embedding "
           f"parameters, {flops(plan.train_flops)} FLOPs")  # fmt: skip
+    if plan.residual_multiplier != 1:
+        print(f"depth {plan.target_depth} ({plan.depth_mult:g} x base depth): every residual branch times "
+              f"{plan.residual_multiplier:.4g}")  # fmt: skip
     for optimizer in plan.optimizers:
         title = (
             f"{optimizer.optimizer}: lr {power_of_two(optimizer.log2_lr.value)} at base width, "

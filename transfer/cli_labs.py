@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from transfer import cli_noisy_quadratic, cli_trajectory
+from transfer import cli_muon_digits, cli_noisy_quadratic, cli_trajectory
 from transfer.console import emit_json, exit_statuses, say
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ app = typer.Typer(
 
 cli_trajectory.register(app)
 cli_noisy_quadratic.register(app)
+cli_muon_digits.register(app)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
 Out = Annotated[

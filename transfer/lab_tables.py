@@ -7,7 +7,8 @@ from transfer.tables import interval, new_table, power_of_two, print_table
 
 if TYPE_CHECKING:
     from analysis.fast_transfer import FastTransfer
-    from transfer.labs import noisy_quadratic
+    from analysis.interval import Interval
+    from transfer.labs import muon_digits, noisy_quadratic
     from transfer.labs.linear_network import Outcome
     from transfer.labs.relu_ball import Study
     from transfer.labs.rf_ridge import Row, Window
@@ -91,6 +92,76 @@ def show_noisy_quadratic(studies: "Sequence[noisy_quadratic.Study]") -> None:
             f"  slope of log lr over log batch {study.slope_below:.2f} below B_c/8, {study.slope_above:.2f} above 8 B_c"
         )
         print(f"  tr(Sigma)/|G|^2 is {min(ratios):.1f} to {max(ratios):.1f} times B_c: not an absolute critical batch")
+
+
+def show_muon_digits(study: "muon_digits.Study") -> None:
+    """b* at each fixed learning rate, the hyperbola at tuned ones, then ratios predicted and measured."""
+    from transfer.labs.muon_digits import short
+
+    shown = new_table(
+        f"Muon on digits, one lr for all batches: the batch with the fewest examples ({study.n_seeds} seeds)",
+        "setting", "lr", "fitted b*", "measured", "nothing up to", "AIC - hyperbola's",
+    )  # fmt: skip
+    for part in study.fixed:
+        row = ["-", "-", "-", "-"]
+        if part.measured is not None:
+            edge = " (edge)" if part.measured.edge else interval(part.measured_interval, 1)
+            row[1] = f"{part.measured.batch:.1f}{edge}"
+        if part.fit is not None:
+            fit = part.fit
+            row[0] = f"{fit.form.best_batch:.1f}{interval(fit.interval, 1)}"
+            row[2:] = [f"{fit.form.smallest_batch:.1f}", f"{fit.aic_over_hyperbola:+.1f}"]
+        shown.add_row(short(part.setting), f"{part.lr:g}", *row)
+    print_table(shown)
+    without: dict[str, list[str]] = {}
+    for part in study.fixed:
+        if part.no_fit is not None:
+            without.setdefault(part.no_fit, []).append(f"{short(part.setting)}, lr {part.lr:g}")
+    for reason, parts in without.items():
+        print(f"no fit ({'; '.join(parts)}): {reason}")
+    _show_tuned(study)
+    _show_ratios(study)
+    print("What agrees, what does not, what is not resolved:")
+    for sentence in study.sentences:
+        print(f"  {sentence}")
+    print(study.caveat.capitalize())
+
+
+def _show_tuned(study: "muon_digits.Study") -> None:
+    from transfer.labs.muon_digits import short
+
+    shown = new_table(
+        "lr tuned at each batch: the hyperbola's B_c, where examples are twice their minimum",
+        "setting", "B_c", "20% more at", "batches", "lr exponent",
+    )  # fmt: skip
+    for part in study.tuned:
+        row = ["-", "-"]
+        if part.fit is not None:
+            value = f"{part.fit.critical_batch_tokens:.3g}{_wide(part.interval)}"
+            row = [value, f"{part.fit.overhead_batch():.3g}"] if part.resolved else ["not resolved", "-"]
+        used = f"{part.batches[0]} to {part.batches[-1]}" if part.batches else "none"
+        exponent = "-" if part.lr_exponent is None else f"{part.lr_exponent:.2f}"
+        shown.add_row(short(part.setting), *row, used, exponent)
+    print_table(shown)
+    print("(batches where the best lr is inside the grid; the theory's lr exponent is 0.5)")
+
+
+def _show_ratios(study: "muon_digits.Study") -> None:
+    shown = new_table("b* over the reference's", "change", "lr", "predicted", "measured", "form")
+    for part in study.comparisons:
+        predicted = f"{part.predicted.older:.2f}"
+        if part.predicted.contested:
+            newer = "-" if part.predicted.newer is None else f"{part.predicted.newer:.2f}"
+            predicted = f"newer {newer}, older {predicted}"
+        measured = "-" if part.measured is None else f"{part.measured:.2f}{interval(part.interval, 2)}"
+        form = "" if part.measured is None else "holds" if part.supported else "fails"
+        shown.add_row(part.label, f"{part.lr:g}", predicted, measured, form)
+    print_table(shown)
+
+
+def _wide(value: "Interval | None") -> str:
+    """An interval over orders of magnitude."""
+    return "" if value is None else f" [{value.low:.3g}, {value.high:.3g}]"
 
 
 def _exponents(found: "FastTransfer") -> str:

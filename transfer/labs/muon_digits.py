@@ -13,7 +13,7 @@ momentum, and so the first part is at several learning rates: the smaller, the l
 norm or, with weight decay, a loss; what is measured is the loss.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -208,6 +208,11 @@ class Tuned:
     no_fit: str | None
 
     @property
+    def resolved(self) -> bool:
+        """Whether B_c is known within a factor of ten either way."""
+        return self.interval is not None and self.interval.high < 100 * self.interval.low
+
+    @property
     def lr_exponent(self) -> float | None:
         """Octaves of learning rate per octave of batch, where both were measured. The theory's is 0.5."""
         if len(self.batches) < LEAST_BATCHES:
@@ -235,6 +240,7 @@ class Tuned:
                 "min_examples": fit.min_tokens,
                 "overhead_20_percent_batch": fit.overhead_batch(),
                 "side": fit.side,
+                "resolved": self.resolved,
             },
             "no_fit": self.no_fit,
         }
@@ -252,6 +258,10 @@ class Comparison:
     interval: Interval | None
     supported: bool  # the bound's form describes both settings' steps about as well as a hyperbola, or better
     why_not: str | None
+
+    @property
+    def label(self) -> str:
+        return difference(self.setting, self.reference)
 
     @property
     def verdicts(self) -> dict[str, Verdict]:
@@ -305,13 +315,29 @@ class Study:
     tuned: tuple[Tuned, ...]
     comparisons: tuple[Comparison, ...]
 
-    def at(self, setting: MuonSetting, lr: float) -> AtFixedLr:
-        return next(part for part in self.fixed if part.setting == setting and part.lr == lr)
+    @property
+    def caveat(self) -> str:
+        return SHAPE_ONLY
+
+    @property
+    def lr_slopes(self) -> dict[str, float]:
+        """Octaves of fitted b* per octave of learning rate, of settings with fits at three learning rates or more."""
+        slopes = {}
+        for setting in SETTINGS:
+            fits = [(part.lr, part.fit) for part in self.fixed if part.setting == setting and part.fit is not None]
+            if len(fits) >= 3:
+                lrs, best = np.log([lr for lr, _ in fits]), np.log([fit.form.best_batch for _, fit in fits])
+                slopes[short(setting)] = float(np.polyfit(lrs, best, 1)[0])
+        return slopes
 
     @property
     def sentences(self) -> tuple[str, ...]:
         """What agrees, what does not, what is not resolved."""
-        told = tuple(_sentence(self.comparisons, pair) for pair in COMPARISONS)
+        told = (
+            *_of_the_form(self.fixed),
+            _of_lr(self.lr_slopes),
+            *(_sentence(self.comparisons, pair) for pair in COMPARISONS),
+        )
         if all(part.supported for part in self.comparisons if part.interval is not None):
             return told
         return (
@@ -322,9 +348,10 @@ class Study:
     def to_json(self) -> dict[str, Any]:
         return {
             "seeds": self.n_seeds,
-            "caveat": SHAPE_ONLY,
+            "caveat": self.caveat,
             "fixed_lr": [part.to_json() for part in self.fixed],
             "tuned_lr": [part.to_json() for part in self.tuned],
+            "octaves_of_best_batch_per_octave_of_lr": self.lr_slopes,
             "comparisons": [part.to_json() for part in self.comparisons],
             "sentences": self.sentences,
         }
@@ -470,6 +497,44 @@ def _sentence(comparisons: Sequence[Comparison], pair: tuple[MuonSetting, MuonSe
         said = "; ".join(f"{key} at lr {', '.join(lrs)}" for key, lrs in by_verdict.items()) or "not measured"
         told.append(f"{name}: {said}")
     return f"{difference(*pair)}: {'. '.join(told)}"
+
+
+def short(setting: MuonSetting) -> str:
+    """For tables and legends, as "0.9 Nesterov, wd 0.3"."""
+    return f"{setting.momentum:g} {'Nesterov' if setting.nesterov else 'plain'}, wd {setting.weight_decay:g}"
+
+
+def _of_the_form(fixed: Sequence[AtFixedLr]) -> tuple[str, ...]:
+    """Where the bound describes steps better than a hyperbola does, and whether it finds the minimizer.
+
+    Both are judged on the batches that reached the target; that smaller ones did not, only the bound can say.
+    """
+    counts = []
+    for lr in LRS:
+        aics = [part.fit.aic_over_hyperbola for part in fixed if part.lr == lr and part.fit is not None]
+        if aics:
+            better, worse = sum(aic < -_EQUAL_AIC for aic in aics), sum(aic > _EQUAL_AIC for aic in aics)
+            counts.append(f"{better} better, {worse} worse of {len(aics)} at lr {lr:g}")
+    inside = [
+        part.measured_interval.contains(part.fit.form.best_batch)
+        for part in fixed
+        if part.fit is not None and part.measured_interval is not None
+    ]
+    return (
+        f"steps by the bound's form against a hyperbola: {'; '.join(counts) or 'not measured'}",
+        f"fitted b* within the measured minimizer's interval: {sum(inside)} of {len(inside)} that are not at an edge",
+    )
+
+
+def _of_lr(slopes: Mapping[str, float]) -> str:
+    """The bound's noise term Y / sqrt(b) does not shrink with lr: by it, b* tends to a constant as lr falls."""
+    if not slopes:
+        return "b* over the learning rate: not measured"
+    low, high = min(slopes.values()), max(slopes.values())
+    return (
+        f"b* goes with lr to the power {low:.2f} to {high:.2f} ({len(slopes)} settings); by the bound, whose Y has no "
+        "lr in it, it would tend to a constant as lr falls"
+    )
 
 
 def setting_json(setting: MuonSetting) -> dict[str, Any]:

@@ -161,12 +161,12 @@ def plan(
 def memory(
     spec: Spec,
     target: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Count the target's width too.", show_default=False)
+        Path | None, typer.Option(metavar="FILE", help="Count the target's size too.", show_default=False)
     ] = None,
     dtype: Annotated[str, typer.Option(help="Of weights, gradients and states: `float32` or `bfloat16`.")] = "float32",
     json: Json = False,
 ) -> None:
-    """Bytes of weights, gradients and optimizer states of each optimizer at each width. Runs nothing."""
+    """Bytes of weights, gradients and optimizer states of each optimizer at each size. Runs nothing."""
     with exit_statuses():
         from sweeps.spec import SpecError, load_spec, load_target
         from transfer import tables
@@ -176,8 +176,7 @@ def memory(
         if dtype not in sizes:
             raise SpecError(f"--dtype must be 'float32' or 'bfloat16', got {dtype!r}.")
         loaded = load_spec(spec)
-        widths = [*loaded.run.widths, *([] if target is None else [load_target(target).width])]
-        rows = memory_rows(loaded, widths, bytes_per_float=sizes[dtype])
+        rows = memory_rows(loaded, None if target is None else load_target(target), bytes_per_float=sizes[dtype])
         if json:
             emit_json({"schema_version": 1, "dtype": dtype, "memory": [row.to_json() for row in rows]})
         else:
@@ -186,7 +185,7 @@ def memory(
 
 @app.command()
 def check(spec: Spec, out: Out = None, json: Json = False) -> None:
-    """Coordinate check: does every activation keep its size as width grows? Status 1 if not."""
+    """Coordinate check: does every activation keep its size as the model grows? Status 1 if not."""
     with exit_statuses():
         from sweeps.spec import load_spec
         from transfer import pipeline, tables

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any
 
 from proxy_models.accounting import Memory, memory, training_flops
 from sweeps.calibration import this_machine
 from sweeps.shape_plans import Plans, packs_of, shape_id_of, wall_seconds
-from sweeps.spec import SweepSpec, run_config
+from sweeps.spec import SweepSpec, TargetSpec, run_config
 from sweeps.trial import Trial
 from sweeps.trunk import flops_saved
 from transfer.engine_plans import plan_here
@@ -17,10 +18,11 @@ from transfer.execution import Execution, expected_packs
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """What trials of one optimizer and width cost that are trained in one mode."""
+    """What trials of one optimizer, width and depth cost that are trained in one mode."""
 
     optimizer: str
     width: int
+    depth: int
     trials: int
     flops: float
     bytes: int  # of one trial
@@ -36,29 +38,32 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryRow:
-    """What one optimizer takes at one width, but for activations."""
+    """What one optimizer takes at one width and depth, but for activations."""
 
     optimizer: str
     width: int
+    depth: int
     memory: Memory
 
     def to_json(self) -> dict[str, str | int]:
         parts = {name: int(getattr(self.memory, name)) for name in ("weights", "gradients", "states", "total")}
-        return {"optimizer": self.optimizer, "width": self.width, **parts}
+        return {"optimizer": self.optimizer, "width": self.width, "depth": self.depth, **parts}
 
 
-def memory_rows(spec: SweepSpec, widths: Sequence[int], *, bytes_per_float: int) -> list[MemoryRow]:
-    """Every optimizer of a spec at every width, from the shapes alone.
+def memory_rows(spec: SweepSpec, target: TargetSpec | None, *, bytes_per_float: int) -> list[MemoryRow]:
+    """Every optimizer of a spec at every width and depth, and at the target's, from the shapes alone.
 
     Raises:
-        ConfigError: a width that is no model.
+        ConfigError: a size that is no model.
     """
+    sizes: list[tuple[int, int]] = list(product(spec.run.widths, spec.depths))
+    if target is not None:
+        sizes.append((target.width, max(spec.depths) if target.depth is None else target.depth))
     rows = []
-    for name in spec.optimizers:
-        for width in widths:
-            run = run_config(spec, name, width=width, seed=0)
-            counted = memory(run.model, run.optimizer, bytes_per_float=bytes_per_float)
-            rows.append(MemoryRow(optimizer=name, width=width, memory=counted))
+    for name, (width, depth) in product(spec.optimizers, sizes):
+        run = run_config(spec, name, width=width, depth=depth, seed=0)
+        counted = memory(run.model, run.optimizer, bytes_per_float=bytes_per_float)
+        rows.append(MemoryRow(optimizer=name, width=width, depth=depth, memory=counted))
     return rows
 
 
@@ -81,7 +86,7 @@ class SweepCost:
 
 
 def sweep_cost(trials: Sequence[tuple[str, Trial]], spec: SweepSpec, execution: Execution) -> SweepCost:
-    """Costs by optimizer, by its name in the spec, width and pack plan, in the plan's order.
+    """Costs by optimizer, by its name in the spec, width, depth and pack plan, in the plan's order.
 
     Raises:
         SpecError: as `plan_shapes`.
@@ -90,10 +95,11 @@ def sweep_cost(trials: Sequence[tuple[str, Trial]], spec: SweepSpec, execution: 
     workers = execution.workers_on(spec, machine)
     plain = [trial for _, trial in trials]
     plans = plan_here(plain, spec, machine, workers)
-    groups: dict[tuple[str, int, str, int], list[Trial]] = {}
+    groups: dict[tuple[str, int, int, str, int], list[Trial]] = {}
     for name, trial in trials:
         plan = plans[shape_id_of(trial)]
-        groups.setdefault((name, plan.width, plan.mode.name, plan.pack_size), []).append(trial)
+        key = (name, plan.width, trial.run.model.depth, plan.mode.name, plan.pack_size)
+        groups.setdefault(key, []).append(trial)
     packs = expected_packs(plain, partial(packs_of, plans=plans), spec.stopping_rule)
     wall = wall_seconds(packs, plans, workers)
     return SweepCost(
@@ -110,6 +116,7 @@ def _cost(optimizer: str, trials: Sequence[Trial], plans: Plans) -> Cost:
     return Cost(
         optimizer=optimizer,
         width=own[0].width,
+        depth=trials[0].run.model.depth,
         trials=len(trials),
         flops=sum(training_flops(trial.run) for trial in trials),
         bytes=max(plan.bytes_per_member for plan in own),

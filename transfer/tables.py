@@ -70,15 +70,15 @@ def size(value: float) -> str:
 
 
 def show_costs(sweep: str, cost: "SweepCost") -> None:
-    columns = ("width", "trials", "mode", "pack", "FLOPs", "memory a pack", "time of one worker")
+    columns = ("width", "depth", "trials", "mode", "pack", "FLOPs", "memory a pack", "time of one worker")
     table = new_table(f"sweep {sweep}", "optimizer", *columns)
     for row in cost.rows:
-        sizes = (str(row.width), str(row.trials), row.mode, str(row.pack_size))
+        sizes = (str(row.width), str(row.depth), str(row.trials), row.mode, str(row.pack_size))
         table.add_row(row.optimizer, *sizes, flops(row.flops), size(row.pack_bytes), duration(row.seconds))
     table.add_section()
     trials = sum(row.trials for row in cost.rows)
     total_flops, seconds = sum(row.flops for row in cost.rows), sum(row.seconds for row in cost.rows)
-    table.add_row("all", "", str(trials), "", "", flops(total_flops), "", duration(seconds))
+    table.add_row("all", "", "", str(trials), "", "", flops(total_flops), "", duration(seconds))
     print_table(table)
     if cost.flops_saved:
         share = cost.flops_saved / total_flops
@@ -215,10 +215,11 @@ def show_plan(plan: "TransferPlan") -> None:
 
 
 def show_memory(rows: "Sequence[MemoryRow]") -> None:
-    table = new_table("memory but for activations", "optimizer", "width", "weights", "gradients", "states", "total")
+    columns = ("optimizer", "width", "depth", "weights", "gradients", "states", "total")
+    table = new_table("memory but for activations", *columns)
     for row in rows:
         parts = (row.memory.weights, row.memory.gradients, row.memory.states, row.memory.total)
-        table.add_row(row.optimizer, str(row.width), *map(size, parts))
+        table.add_row(row.optimizer, str(row.width), str(row.depth), *map(size, parts))
     print_table(table)
 
 

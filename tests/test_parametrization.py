@@ -1,14 +1,16 @@
 """The table against rules written out by hand, and what training makes of them."""
 
-from typing import get_args
+from dataclasses import replace
+from typing import Any, get_args
 
 import pytest
 
 from proxy_models.checks import ConfigError
-from proxy_models.config import Parametrization
+from proxy_models.config import Parametrization, RunConfig, run_config_from_dict
 from proxy_models.optimizer_config import (
     NSGD,
     OPTIMIZERS,
+    SGD,
     AdamW,
     Apollo,
     ApolloMini,
@@ -25,7 +27,14 @@ from proxy_models.optimizer_config import (
     SignSGD,
     Switch,
 )
-from proxy_models.parametrization import RULES, init_std_of, refuse_overshooting_decay, scale_role
+from proxy_models.parametrization import (
+    RULES,
+    forward_multipliers,
+    init_std_of,
+    refuse_overshooting_decay,
+    residual_multiplier,
+    scale_role,
+)
 from proxy_models.roles import Role
 from tests.proxy_helpers import tiny_run
 
@@ -122,6 +131,88 @@ def test_parametrizations_coincide_at_base_width(name: str) -> None:
     )
     for role in Role:
         assert scale_role(mup, role) == scale_role(standard, role)
+
+
+def _complete_p(optimizer: OptimizerConfig | None = None, *, depth: int, **run: Any) -> RunConfig:
+    """Width 64 over 16 and depth over 2."""
+    return tiny_run(
+        optimizer=optimizer, width=64, model={"depth": depth}, parametrization="complete_p", base_depth=2, **run
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "switch"])
+def test_complete_p_is_mup_at_base_depth(name: str) -> None:
+    complete = _complete_p(OPTIMIZERS[name](), depth=2, hparams={"weight_decay": 0.3})
+    mup = replace(complete, parametrization="mup", base_depth=None)
+    assert [scale_role(complete, role) for role in Role] == [scale_role(mup, role) for role in Role]
+    assert forward_multipliers(complete) == forward_multipliers(mup)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "hidden_lr"),
+    [
+        (AdamW(), 1 / M),
+        (Muon(), 1.0),
+        (Muon(shape_factor="rms_match"), M**-0.5),
+        (NSGD(), 1.0),
+        (Scale(), 1 / M),
+        (SGD(), 5.0),  # a gradient in a branch is 1/m_L
+        (IsotropicCurvature(), 5.0 ** (1 / 3)),  # and this update goes as its cube root
+        (IsotropicCurvature(power=2), 5.0),
+        (IsotropicCurvature(power=None), 1.0),
+        (Switch(first=SGD(), second=Muon(), at_tokens=64), 5.0),
+    ],
+)
+def test_complete_p_over_depth(optimizer: OptimizerConfig, hidden_lr: float) -> None:
+    """At five times the base depth, against Dey et al. (arXiv:2505.01618) at alpha = 1 and what is derived from it."""
+    run = _complete_p(optimizer, depth=10, hparams={"lr": 0.02, "weight_decay": 0.3, "eps": 1e-6})
+    mup = replace(run, parametrization="mup", base_depth=None)
+    assert run.depth_mult == 5.0
+    assert residual_multiplier(run) == forward_multipliers(run).residual == pytest.approx(1 / 5)
+    assert residual_multiplier(mup) == 1.0
+    hidden = scale_role(run, Role.HIDDEN)
+    assert hidden.effective_lr == pytest.approx(0.02 * hidden_lr)
+    assert hidden.effective_lr * hidden.effective_weight_decay == pytest.approx(0.02 * 0.3)
+    eps = {role: scale_role(run, role).effective_eps for role in Role}
+    assert eps == {
+        Role.EMBEDDING: pytest.approx(1e-6 / M),
+        Role.HIDDEN: pytest.approx(1e-6 / M / 5),
+        Role.READOUT: pytest.approx(1e-6 / M),
+        Role.VECTOR: pytest.approx(1e-6 / M / 5),
+    }
+    for role in Role:
+        ours, theirs = scale_role(run, role), scale_role(mup, role)
+        assert (ours.init_std, ours.forward_multiplier) == (theirs.init_std, theirs.forward_multiplier)
+        if role is not Role.HIDDEN:
+            assert ours.effective_lr == theirs.effective_lr
+
+
+def test_weight_decay_without_an_invariant_knows_no_depth() -> None:
+    run = _complete_p(SGD(), depth=10, weight_decay_invariant="none", hparams={"weight_decay": 0.3})
+    assert scale_role(run, Role.HIDDEN).effective_weight_decay == 0.3
+
+
+@pytest.mark.parametrize(
+    ("parametrization", "base_depth", "message"),
+    [
+        ("complete_p", None, "base_depth must be given with parametrization 'complete_p' .*=None with 'complete_p'"),
+        ("mup", 2, "base_depth must be given .* got base_depth=2 with 'mup'"),
+        ("standard", 2, "got base_depth=2 with 'standard'"),
+        ("complete_p", 0, "base_depth must be at least 1, got 0"),
+    ],
+)
+def test_base_depth_goes_with_complete_p(parametrization: str, base_depth: int | None, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tiny_run(parametrization=parametrization, base_depth=base_depth)
+
+
+def test_an_identity_without_base_depth_is_as_it_was_before_there_was_one() -> None:
+    assert "base_depth" not in tiny_run().identity()
+    run = _complete_p(depth=4)
+    assert run.identity()["base_depth"] == 2
+    assert run_config_from_dict(run.to_dict()) == run
+    old = {name: value for name, value in tiny_run().to_dict().items() if name != "base_depth"}
+    assert run_config_from_dict(old) == tiny_run()
 
 
 def test_both_phases_of_a_switch_must_keep_their_weights_sign() -> None:

@@ -16,7 +16,7 @@ minimizers that differ in momentum, Nesterov's step or weight decay.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -187,6 +187,38 @@ def fit_bound(
         rms=float(np.sqrt(np.sum(residuals**2) / df)),
         aic_over_hyperbola=n * math.log(_squares_of_bound(profile, data) / _squares_of_hyperbola(data)),
     )
+
+
+def fit_form(
+    batches: Sequence[float], steps: Sequence[float | None], budgets: Sequence[float] | None = None
+) -> BoundForm:
+    """`fit_bound`'s form alone: for draws, hence also where b* is below all batches.
+
+    Raises:
+        FitError: as `fit_bound`, except for that.
+    """
+    data = _Data.of(batches, steps, budgets)
+    profile = _Profile.of(data)
+    log_steps, s = profile.best(np.log(data.steps)[None], data.log_budgets[None], _scale(profile, data))
+    return profile.form(float(log_steps[0]), float(s[0]))
+
+
+def with_replicates(fit: BoundFit, best_batches: Sequence[float], n_replicates: int) -> BoundFit:
+    """The fit with draws and interval that hold the scatter between replicates of the runs too.
+
+    Residuals alone take all batches to be equally noisy, but near (Y/c)^2 steps scatter far more. `best_batches` are b*
+    of bootstrap samples of `n_replicates` seeds; their deviations in log b*, times sqrt(n / (n - 1)) as a sample's are
+    too small, are added to those of `fit.draws`. Both hold the noise of the runs, so this errs on the wide side.
+
+    Raises:
+        FitError: fewer than two replicates, or no samples.
+    """
+    if n_replicates < 2 or not best_batches:
+        raise FitError(f"a scatter needs two replicates and samples of them, got {n_replicates}, {len(best_batches)}")
+    off = np.log(best_batches) - math.log(fit.form.best_batch)
+    off = np.resize(off, len(fit.draws)) * math.sqrt(n_replicates / (n_replicates - 1))
+    draws = np.array(fit.draws) * np.exp(off)
+    return replace(fit, draws=tuple(draws.tolist()), interval=percentile_interval(draws, fit.interval.level))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -16,6 +16,7 @@ from analysis.sfo_bound import BoundForm, MuonSetting
 from proxy_models.checks import ConfigError
 from proxy_models.optimizers.orthogonalize import orthogonalize
 from tests.transfer_helpers import invoke
+from transfer import cli_muon_digits, lab_tables
 from transfer.labs import digits
 from transfer.labs import muon_digits as lab
 
@@ -174,6 +175,23 @@ def test_a_tuned_learning_rate_gives_a_planted_hyperbola() -> None:
     assert found.resolved
     at_edge = lab.tune([run for run in runs if run.lr <= 0.02])
     assert at_edge.edges == (64, 128)
+
+
+def test_nothing_reached_is_said_and_drawn(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every run of every setting stays above the target."""
+    monkeypatch.setattr(lab, "LRS", (0.01, 0.02))
+    never = BoundForm(steps_at_infinity=1e6, y=0.1)
+    study = lab.study(
+        [run for setting in lab.SETTINGS for lr in lab.LRS for run in planted(never, lr=lr, of=setting)],
+        rng=np.random.default_rng(0),
+    )
+    assert all(part.fit is None for part in study.fixed)
+    lab_tables.show_muon_digits(study)
+    printed = capsys.readouterr().out
+    assert "reached at 0 batches" in printed
+    assert "not measured" in printed
+    assert len(cli_muon_digits._figure(study).axes) == 4
+    json.dumps(study.to_json(), allow_nan=False)
 
 
 def test_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:

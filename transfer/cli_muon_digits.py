@@ -32,7 +32,7 @@ def muon_digits(
         ),
     ] = None,
 ) -> None:
-    """Muon's critical batch on digits: a bound's form and its predictions against measured. Four core minutes."""
+    """Muon's critical batch on digits: a bound's form and its predictions against measured. Two core minutes."""
     with exit_statuses():
         import os
 

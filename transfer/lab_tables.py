@@ -147,14 +147,14 @@ def _show_tuned(study: "muon_digits.Study") -> None:
 
 
 def _show_ratios(study: "muon_digits.Study") -> None:
-    shown = new_table("b* over the reference's", "change", "lr", "predicted", "measured", "form")
+    shown = new_table("b* over the reference's", "change", "lr", "predicted", "measured", "better form")
     for part in study.comparisons:
         predicted = f"{part.predicted.older:.2f}"
         if part.predicted.contested:
             newer = "-" if part.predicted.newer is None else f"{part.predicted.newer:.2f}"
             predicted = f"newer {newer}, older {predicted}"
         measured = "-" if part.measured is None else f"{part.measured:.2f}{interval(part.interval, 2)}"
-        form = "" if part.measured is None else "holds" if part.supported else "fails"
+        form = "" if part.measured is None else "the bound's" if part.supported else "hyperbola"
         shown.add_row(part.label, f"{part.lr:g}", predicted, measured, form)
     print_table(shown)
 

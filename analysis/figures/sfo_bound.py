@@ -31,6 +31,11 @@ class Curve:
     steps: tuple[float | None, ...]  # None: not reached
     fit: BoundFit | None
 
+    @property
+    def reached(self) -> list[tuple[int, float]]:
+        """Batches that reached the target, and their steps."""
+        return [(b, t) for b, t in zip(self.batches, self.steps, strict=True) if t is not None]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ratio:
@@ -60,13 +65,15 @@ def bound_study(curves: Sequence[Curve], *, shown: Sequence[str], lr: float, rat
         _draw_steps(steps, curve, colors[curve.label], markers[curve.label])
         _draw_sfo(sfo, curve, colors[curve.label], markers[curve.label])
     _mark_unreached(steps, here, colors, markers)
+    batches = {batch for curve in curves for batch in curve.batches}
+    ticks = {batch for batch in batches if batch & (batch - 1) == 0} or batches  # powers of two
     for ax, name in ((steps, "steps to the target"), (sfo, "examples to the target, b T(b)")):
-        style.width_axis(ax, [batch for curve in here for batch in curve.batches if _is_power_of_two(batch)])
+        style.width_axis(ax, ticks)
         ax.set_yscale("log")
         _plain_log(ax.yaxis)
         ax.set_xlabel("batch (examples)")
         ax.set_ylabel(name)
-    reached = [b for curve in here for b, t in zip(curve.batches, curve.steps, strict=True) if t is not None]
+    reached = [b for curve in here for b, _ in curve.reached]
     if reached:
         sfo.set_xlim(left=min(reached) / 1.4)
     steps.set_title(f"lr {lr:g} at every batch: lines T(b) fitted,\nopen at the top: not reached")
@@ -80,18 +87,20 @@ def bound_study(curves: Sequence[Curve], *, shown: Sequence[str], lr: float, rat
 
 
 def _draw_steps(ax: Axes, curve: Curve, color: str, marker: str) -> None:
-    reached = [(b, t) for b, t in zip(curve.batches, curve.steps, strict=True) if t is not None]
-    ax.plot(*zip(*reached, strict=True), marker, color=color)
+    reached = curve.reached
+    ax.plot([b for b, _ in reached], [t for _, t in reached], marker, color=color)
     if curve.fit is not None:
         batches = _above_pole(curve.fit, curve.batches[-1])
         ax.plot(batches, curve.fit.form.steps(batches), color=color, linewidth=1.2)
 
 
 def _draw_sfo(ax: Axes, curve: Curve, color: str, marker: str) -> None:
-    reached = [(b, b * t) for b, t in zip(curve.batches, curve.steps, strict=True) if t is not None]
-    ax.plot(*zip(*reached, strict=True), marker, color=color)
-    lowest = min(reached, key=lambda pair: pair[1])
-    ax.plot(*lowest, "s", color=color, markerfacecolor="none", markersize=11)
+    examples = [(b, b * t) for b, t in curve.reached]
+    if not examples:
+        return
+    ax.plot([b for b, _ in examples], [e for _, e in examples], marker, color=color)
+    batch, lowest = min(examples, key=lambda pair: pair[1])
+    ax.plot(batch, lowest, "s", color=color, markerfacecolor="none", markersize=11)
     if curve.fit is None:
         return
     form = curve.fit.form
@@ -110,7 +119,7 @@ def _above_pole(fit: BoundFit, last: float) -> np.ndarray[tuple[int], np.dtype[n
 
 
 def _mark_unreached(ax: Axes, curves: Sequence[Curve], colors: dict[str, str], markers: dict[str, str]) -> None:
-    top = max(t for curve in curves for t in curve.steps if t is not None) * _OVER_TOP
+    top = max((t for curve in curves for _, t in curve.reached), default=1.0) * _OVER_TOP
     for i, curve in enumerate(curves):
         never = [b for b, t in zip(curve.batches, curve.steps, strict=True) if t is None]
         level = top * _OVER_TOP ** (0.35 * i)
@@ -164,7 +173,7 @@ def _draw_ratios(ax: Axes, ratios: Sequence[Ratio]) -> None:
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.grid(visible=False, axis="y")
     ax.set_xlabel("b* over the reference's")
-    ax.set_title("bars predicted (dotted: newer derivation),\ndots measured; open: the form fails there")
+    ax.set_title("bars predicted (dotted: newer derivation),\ndots measured; open: a hyperbola fits better")
     handles = [style.key(f"lr {lr:g}", color=shades[lr], marker="o", markersize=4) for lr in lrs]
     ax.set_xlim(right=ax.get_xlim()[1] * _LEGEND_ROOM)
     ax.legend(handles=handles, fontsize=9, loc="lower right", handletextpad=0.1, borderpad=0.2, labelspacing=0.25)
@@ -175,7 +184,3 @@ def _plain_log(axis: Axis) -> None:
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axis.set_minor_formatter(NullFormatter())
-
-
-def _is_power_of_two(batch: int) -> bool:
-    return batch & (batch - 1) == 0

@@ -183,3 +183,10 @@ def test_a_stored_trial_keeps_its_depths() -> None:
     trial_id, read = from_parquet(to_parquet(result))
     assert (trial_id, read.trial.run) == (result.trial_id, result.trial.run)
     assert (read.trial.run.base_depth, read.trial.run.depth_mult) == (2, 1.0)
+
+
+def test_a_budget_is_planned_at_one_depth(tmp_path: Path) -> None:
+    _spec(tmp_path)
+    result = invoke("plan", tmp_path / "spec.toml", "--optimizer", "adamw", "--budget", "1e15")
+    assert result.exit_code == 2
+    assert "run.depths: a budget is planned over width at one depth, got depths [2, 4, 8]" in result.stderr

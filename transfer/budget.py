@@ -132,7 +132,8 @@ def plan_budget(
     `fit` is of a finished sweep, and `fitted_spec` that sweep's spec.
 
     Raises:
-        SpecError: no such optimizer, an axis that octaves cannot space, or a number that must be above 0 and is not.
+        SpecError: no such optimizer, an axis that octaves cannot space, a number that must be above 0 and is not, or
+            several depths.
         PlanError: the budget covers no design, or no design reaches the excess; the message says what would do.
     """
     if optimizer not in spec.optimizers:
@@ -140,6 +141,7 @@ def plan_budget(
     for option, value, unit in (("--budget", budget, "FLOPs"), ("--excess", wanted_excess, "nats")):
         if value is not None and not (math.isfinite(value) and value > 0):
             raise SpecError(f"{option} must be a finite number of {unit} above 0, got {value:g}.")
+    _refuse_depths(spec, target, fitted_spec)
     rates = transfer_rates(spec, optimizer, fit)
     search = _search(spec, optimizer, rates, budget=budget, wanted_excess=wanted_excess, target=target)
     direct, transfer = (frontier(kind, rates, search) for kind in ("direct", "transfer"))
@@ -173,6 +175,17 @@ def plan_budget(
             *dict.fromkeys(_caveats(spec, optimizer, asked, budget, target)),
         ),
     )
+
+
+def _refuse_depths(spec: SweepSpec, target: TargetSpec | None, fitted_spec: SweepSpec | None) -> None:
+    """The rates are over width, and a design is priced at one depth: that of all its models."""
+    depths = {*spec.depths, *(() if fitted_spec is None else fitted_spec.depths)}
+    depths |= set() if target is None or target.depth is None else {target.depth}
+    if len(depths) > 1:
+        raise SpecError(
+            f"{spec.file}: run.depths: a budget is planned over width at one depth, got depths {sorted(depths)}, the "
+            "target's and the measured sweep's among them. Keep one depth for the planning."
+        )
 
 
 def least_flops(direct: Frontier, transfer: Frontier) -> float:

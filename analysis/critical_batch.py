@@ -22,8 +22,8 @@ WIDEST_FACTOR = 1 / ZHANG_OVERHEAD
 SPAN_FACTOR = (
     4.0  # batches should reach from B_c / 4, where tokens are 1.25 E_min, to 4 B_c, where steps are 1.25 S_min
 )
-MISFIT_SCATTER = 0.1  # sd of log tokens about the hyperbola; on a noisy quadratic model with re-tuned lr, 0.05 or so
-MOST_DRAWS = 200  # refitted: the 5 % quantile is then known to a fifth of an interval's half-width
+MISFIT_SCATTER = 0.1  # sd of log tokens about the hyperbola: half of the 20 % overhead that is to be told apart
+MOST_DRAWS = 200  # refitted: an interval's end is then known to a tenth of its half-width
 
 Definition = Literal["hyperbola", "overhead"]
 

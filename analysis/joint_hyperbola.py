@@ -21,7 +21,8 @@ from analysis.tokens_to_loss import CurveTokens
 # (arXiv:2410.21676). The sd spans no growth to linear growth, so that data over an octave of tokens outweigh it.
 PRIOR_POWER = 0.465
 PRIOR_POWER_SD = 0.5
-# sd of log tokens below which a point does not count for more: what interpolation between horizons can miss.
+# sd of log tokens below which a point does not count for more: what interpolation between horizons misses
+# on the usual law of loss over tokens; where it misses more the scatter tells.
 LEAST_ERROR = 0.005
 _FIRST_SCATTER = 0.05  # of the first pass, where draws tell no error; it only weighs bounds and the prior
 # Variance that a target moves by on its own in a draw, besides what is common to its batch, over the common one. In 200

@@ -182,7 +182,7 @@ def test_nothing_reached_is_said_and_drawn(monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setattr(lab, "LRS", (0.01, 0.02))
     never = BoundForm(steps_at_infinity=1e6, y=0.1)
     study = lab.study(
-        [run for setting in lab.SETTINGS for lr in lab.LRS for run in planted(never, lr=lr, of=setting)],
+        [run for setting in lab.SETTINGS for lr in lab.LRS for run in planted(never, lr=lr, of=setting, seeds=1)],
         rng=np.random.default_rng(0),
     )
     assert all(part.fit is None for part in study.fixed)
@@ -216,14 +216,14 @@ def test_batches_are_checked() -> None:
 
 
 def test_muon_digits_prints_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lab, "LRS", (0.02, 0.04, 0.08))
-    shown = invoke("lab", "muon-digits", "--batches", "11,16,23,32,64,128", "--seeds", 1, "--out", tmp_path)
+    monkeypatch.setattr(lab, "LRS", (0.02, 0.04))
+    shown = invoke("lab", "muon-digits", "--batches", "16,32,64,128", "--seeds", 1, "--out", tmp_path)
     assert shown.exit_code == 0, shown.output
     assert "never gives an absolute" in shown.stdout
-    assert shown.stdout.count("momentum 0.9 to 0.95") >= 3
+    assert shown.stdout.count("momentum 0.9 to 0.95") >= 2
     document = json.loads((tmp_path / "muon_digits.json").read_text())
-    again = invoke("lab", "muon-digits", "--batches", "11,16,23,32,64,128", "--seeds", 1, "--json")
+    again = invoke("lab", "muon-digits", "--batches", "16,32,64,128", "--seeds", 1, "--json")
     assert document == json.loads(again.stdout)
-    assert len(document["fixed_lr"]) == 3 * len(lab.SETTINGS)
+    assert len(document["fixed_lr"]) == 2 * len(lab.SETTINGS)
     assert any(part["fit"] for part in document["fixed_lr"])
     assert (tmp_path / "muon_digits.svg").exists()

@@ -67,20 +67,21 @@ def test_intervals_cover_a_planted_minimizer(last: int, never: tuple[float, ...]
 
 def test_the_scatter_between_replicates_is_in_the_interval() -> None:
     """Seeds that scatter by 25 % near the pole and by 1 % elsewhere: residuals alone know nothing of the first."""
-    rng, noise = np.random.default_rng(4), np.where(BATCHES == 32, 0.25, 0.01)
+    batches = np.array([20.0, 28, 40, 64, 128, 256, 512])
+    rng, noise = np.random.default_rng(4), np.where(batches == 20, 0.25, 0.01)
     held = 0
-    for _ in range(40):
-        seeds = PLANTED.steps(BATCHES) * np.exp(noise * rng.standard_normal((4, len(BATCHES))))
+    for _ in range(30):
+        seeds = PLANTED.steps(batches) * np.exp(noise * rng.standard_normal((4, len(batches))))
         samples = [
-            fit_form(BATCHES, np.take_along_axis(seeds, rng.integers(4, size=seeds.shape), 0).mean(axis=0).tolist())
-            for _ in range(40)
+            fit_form(batches, np.take_along_axis(seeds, rng.integers(4, size=seeds.shape), 0).mean(axis=0).tolist())
+            for _ in range(30)
         ]
-        alone = fit_bound(BATCHES, seeds.mean(axis=0).tolist(), unit="examples", rng=rng, n_draws=80)
+        alone = fit_bound(batches, seeds.mean(axis=0).tolist(), unit="examples", rng=rng, n_draws=80)
         fit = with_replicates(alone, [form.best_batch for form in samples], 4)
-        assert fit.interval.width > alone.interval.width * 0.8
+        assert fit.interval.width > alone.interval.width
         held += fit.interval.contains(PLANTED.best_batch)
-    assert held / 40 >= 0.8
-    assert fit_form(BATCHES, seeds.mean(axis=0).tolist()) == alone.form
+    assert held / 30 >= 0.8
+    assert fit_form(batches, seeds.mean(axis=0).tolist()) == alone.form
     for samples_of, n in (([], 4), ([36.0], 1)):
         with pytest.raises(FitError, match="two replicates"):
             with_replicates(alone, samples_of, n)

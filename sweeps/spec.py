@@ -78,8 +78,17 @@ def check_target(target: TargetSpec, spec: SweepSpec) -> None:
     )
     _check_target_depth(target, spec)
     for name, seed in itertools.product(spec.optimizers, target.seeds):
+        overrides = {} if target.batch_tokens is None else {"batch_tokens": target.batch_tokens}
         try:
-            run_config(spec, name, width=target.width, depth=target.depth, seed=seed, train_tokens=target.train_tokens)
+            run_config(
+                spec,
+                name,
+                width=target.width,
+                depth=target.depth,
+                seed=seed,
+                overrides=overrides,
+                train_tokens=target.train_tokens,
+            )
         except ConfigError as error:
             field = _field_of(error)
             raise config_error(
@@ -133,6 +142,8 @@ def run_config(
 ) -> RunConfig:
     """One run at any width. `overrides` are HParams fields; an axis they leave open takes its middle value.
 
+    The batch then takes its reference, where there is one.
+
     An lr is taken as it is given, beta2 as that of the reference batch. Without `train_tokens` it is of the longest
     horizon, without `depth` of the sweep's least.
 
@@ -142,6 +153,8 @@ def run_config(
     """
     own = spec.optimizers[optimizer]
     middles = {name: values[(len(values) - 1) // 2] for name, values in axes_of(spec, optimizer).items()}
+    if spec.batch is not None and "batch_tokens" in middles:
+        middles["batch_tokens"] = spec.batch.reference_tokens
     run = spec.run
     horizon = run.longest if train_tokens is None else train_tokens
     hparams = HParams(**{**spec.hparams, **own.hparams, **middles, **(overrides or {})})
@@ -250,9 +263,7 @@ def trunk_of(spec: SweepSpec, optimizer: str, *, width: int, depth: int, seed: i
     assert spec.critical_batch is not None
     assert spec.critical_batch.branches is not None
     lr = spec.critical_batch.branches.lr.get(optimizer)
-    overrides: dict[str, Any] = {} if lr is None else {"lr": lr}
-    if spec.batch is not None:
-        overrides["batch_tokens"] = spec.batch.reference_tokens
+    overrides = {} if lr is None else {"lr": lr}
     return run_config(spec, optimizer, width=width, depth=depth, seed=seed, overrides=overrides)
 
 

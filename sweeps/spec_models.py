@@ -222,5 +222,8 @@ class TargetSpec(FileSection):
     width: int = Field(ge=1)
     depth: int | None = Field(default=None, ge=1)  # None: the proxies', where all have one
     train_tokens: int | None = Field(default=None, ge=1)  # None: as the proxies
+    batch_tokens: int | None = Field(default=None, ge=1)  # None: by `overhead` where measured, else as the proxies
+    # Tokens more than the smallest batches need, as a fraction of those, that a planned batch may cost.
+    overhead: float = Field(default=0.2, gt=0, le=1)
     seeds: Seeds = (0,)
     _file: Path = PrivateAttr(default=Path("target.toml"))

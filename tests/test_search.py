@@ -94,9 +94,10 @@ def test_a_telescoped_sweep_trains_every_stage_it_wrote_down(telescoped: Path) -
     for stage in stages:
         assert stage.why
         assert stage.low <= math.log2(min(stage.lrs)) + 1e-9 < math.log2(max(stage.lrs)) <= stage.high + 1e-9
-    fitted, recorded = pipeline.fit(out)
-    assert len(recorded.results) == status.planned
-    assert {surface.width for surface in fitted.surfaces} == {16, 32, 64}
+    fitted = pipeline.fit(out)
+    assert len(fitted.recorded.results) == status.planned
+    assert fitted.scales is None
+    assert {surface.width for surface in fitted.over_width.surfaces} == {16, 32, 64}
 
 
 def test_again_trains_nothing(telescoped: Path) -> None:

@@ -145,7 +145,7 @@ def plan(
             budget=budget,
             wanted_excess=excess,
             target=final,
-            fit=None if measured is None else pipeline.fit(measured)[0],
+            fit=None if measured is None else pipeline.fit(measured).over_width,
             fitted_spec=None if measured is None else read_spec(measured),
         )
         if out is not None:
@@ -280,11 +280,12 @@ def fit(folder: Folder, json: Json = False) -> None:
             return
         from transfer import pipeline, tables
 
-        fitted, _ = pipeline.fit(folder)
+        fitted = pipeline.fit(folder)
         if json:
             emit_json(fitted.to_json())
         else:
-            tables.show_fit(fitted)
+            tables.show_fit(fitted.over_width)
+            tables.show_scales(fitted.scales)
 
 
 @app.command()
@@ -398,7 +399,7 @@ def compare(
         for folder in folders:
             refuse_import(folder)
         unique = len({folder.resolve().name for folder in folders}) == len(folders)
-        fits = {folder.resolve().name if unique else str(folder): pipeline.fit(folder)[0] for folder in folders}
+        fits = {folder.resolve().name if unique else str(folder): pipeline.fit(folder).over_width for folder in folders}
         without = [name for name, fitted in fits.items() if not fitted.transfers]
         if without:
             raise FitError(

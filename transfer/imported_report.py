@@ -16,9 +16,10 @@ from transfer import folder as folders
 from transfer import imported, imported_tables
 from transfer.console import say
 from transfer.imported_plan import IMPORTED_PLAN_JSON, ImportedPlan, SeriesPlan
-from transfer.report import REPORT, Drawn, _environment, inline_svg
-from transfer.report_tables import TextTable
+from transfer.report import REPORT, _environment, inline_svg
+from transfer.report_figures import Drawn
 from transfer.tables import estimate
+from transfer.text_table import TextTable
 
 _MOST_MAPS = 6  # loss maps, of the largest cells
 

@@ -10,16 +10,18 @@ from analysis.drift import Drift, OptimumPrediction, predict_optimum
 from analysis.equivalent import equivalent
 from analysis.fast_transfer import FastTransfer, Verdict
 from analysis.fit import SweepFit
-from analysis.interval import Floats, percentile_interval
+from analysis.hp_powers import HpShift
+from analysis.interval import FitError, Floats, percentile_interval
 from analysis.loss_law import LossLaw, LossPrediction, predict_loss
 from analysis.optimum import Optimum
+from analysis.scale_study import OptimizerScales, ScaleStudy
 from analysis.surface import DEPTH
 from proxy_models.accounting import n_params, training_bytes, training_flops
+from proxy_models.checks import ConfigError
 from proxy_models.config import RunConfig
-from proxy_models.optimizer_config import Switch
 from proxy_models.parametrization import residual_multiplier, scale_role, scaling_rule
 from proxy_models.roles import Role
-from sweeps.spec import SweepSpec, TargetSpec, run_config
+from sweeps.spec import SweepSpec, TargetSpec
 from transfer.horizons import horizons_note
 from transfer.plan import (
     SCHEMA_VERSION,
@@ -30,13 +32,24 @@ from transfer.plan import (
     TransferPlan,
     TransferVerdict,
 )
+from transfer.scale_plan import (
+    TargetRun,
+    planned_settings,
+    planned_warmup,
+    scale_caveats,
+    target_run,
+)
+
+MOVE_SEED = 20_251_128  # pairs the draws of the optimum with those of its move
 
 
 class PlanError(ValueError):
     """Fits that no plan can be made from. The message says what is missing and what to do."""
 
 
-def make_plan(spec: SweepSpec, target: TargetSpec, fit: SweepFit, *, digest: str) -> TransferPlan:
+def make_plan(
+    spec: SweepSpec, target: TargetSpec, fit: SweepFit, *, digest: str, scales: ScaleStudy | None = None
+) -> TransferPlan:
     """Plan every optimizer with optima at two widths or more.
 
     Raises:
@@ -49,7 +62,7 @@ def make_plan(spec: SweepSpec, target: TargetSpec, fit: SweepFit, *, digest: str
         if evidence is None:
             not_planned.append((name, _why_not(name, fit)))
         else:
-            plans.append(_plan_optimizer(spec, target, evidence, fit))
+            plans.append(_plan_optimizer(spec, target, evidence, fit, None if scales is None else scales.of(name)))
     if not plans:
         reasons = "; ".join(f"{name}: {why}" for name, why in not_planned)
         raise PlanError(f"no optimizer can be transferred. {reasons}")
@@ -132,13 +145,17 @@ def _why_not(name: str, fit: SweepFit) -> str:
     return "; ".join(dict.fromkeys(reasons)) or "it has no results; finish the sweep"
 
 
-def _plan_optimizer(spec: SweepSpec, target: TargetSpec, evidence: _Evidence, fit: SweepFit) -> OptimizerPlan:
+def _plan_optimizer(
+    spec: SweepSpec, target: TargetSpec, evidence: _Evidence, fit: SweepFit, scales: OptimizerScales | None
+) -> OptimizerPlan:
     drift = evidence.drift
-    optimum = predict_optimum(drift, target.width)
+    at_proxies = predict_optimum(drift, target.width)
     law = evidence.loss_law if _law_holds(spec, target) else None
     loss = predict_loss(law, target.width) if law is not None else None
     others = {name: value for name, value in drift.fixed if name != DEPTH}
-    run = target_run(spec, target, drift.optimizer, {**others, "lr": optimum.value})
+    planned = _target_run(spec, target, drift.optimizer, {**others, "lr": at_proxies.value}, scales)
+    run, optimum = planned.run, _moved(at_proxies, planned.shift)
+    why = _rests_on(drift, at_proxies) + _at_depth(spec, target)
     (_, first), *switched = run.phases
     excess = _excess_draws(optimum, evidence.optima)
     return OptimizerPlan(
@@ -146,7 +163,7 @@ def _plan_optimizer(spec: SweepSpec, target: TargetSpec, evidence: _Evidence, fi
         fixed=drift.fixed,
         run=run,
         log2_lr=Estimate(value=optimum.log2_value, interval=optimum.interval),
-        rests_on=_rests_on(drift, optimum) + _at_depth(spec, target),
+        rests_on="; ".join(filter(None, (why, planned.lr_move))),
         roles=tuple(_plan_role(first, role) for role in _roles_of(run)),
         expected_loss=None if loss is None else Estimate(value=loss.loss, interval=loss.interval),
         expected_excess_loss=None
@@ -157,33 +174,37 @@ def _plan_optimizer(spec: SweepSpec, target: TargetSpec, evidence: _Evidence, fi
         caveats=(
             *_caveats(spec, target, evidence, optimum, loss),
             *_depth_caveats(spec, target, evidence, fit),
+            *scale_caveats(planned),
         ),
         switch_step=switched[0][0] if switched else None,
         roles_after_switch=tuple(_plan_role(phase, role) for _, phase in switched for role in _roles_of(run)),
+        settings=planned_settings(spec, planned, optimum.interval, why),
+        batch_warmup=planned_warmup(scales),
     )
 
 
-def target_run(spec: SweepSpec, target: TargetSpec, optimizer: str, hparams: Mapping[str, Any]) -> RunConfig:
-    """The target's run: the sweep's settings, with these hyperparameters, at the target's width, depth and tokens.
+def _target_run(
+    spec: SweepSpec, target: TargetSpec, optimizer: str, hparams: Mapping[str, Any], scales: OptimizerScales | None
+) -> TargetRun:
+    """Raises PlanError where the fits give no run."""
+    try:
+        return target_run(spec, target, optimizer, hparams, scales)
+    except (ConfigError, FitError) as error:
+        raise PlanError(f"{optimizer}: no run can be planned for the target: {error}") from None
 
-    A longer run keeps warmup_tokens, and the shares of the run before its decay and before an optimizer switch;
-    under the `timescale` invariant weight decay falls so that lr * weight_decay * steps stays (Wang and Aitchison,
-    arXiv:2405.13698).
-    """
-    run = run_config(spec, optimizer, width=target.width, depth=target.depth, seed=target.seeds[0], overrides=hparams)
-    if target.train_tokens is None:
-        return run
-    longer = target.train_tokens / run.train_tokens
-    hp = run.hparams
-    moved = replace(
-        hp,
-        decay_tokens=int(hp.decay_tokens * longer),
-        weight_decay=hp.weight_decay / longer if run.weight_decay_invariant == "timescale" else hp.weight_decay,
+
+def _moved(optimum: OptimumPrediction, shift: HpShift | None) -> OptimumPrediction:
+    """The prediction at the proxies' batch and tokens, taken to the target's."""
+    if shift is None:
+        return optimum
+    draws = np.asarray(optimum.draws)
+    draws = draws + np.resize(np.random.default_rng(MOVE_SEED).permutation(shift.draws), draws.shape)
+    return replace(
+        optimum,
+        log2_value=optimum.log2_value + shift.log2_value,
+        interval=percentile_interval(draws, optimum.interval.level),
+        draws=tuple(draws.tolist()),
     )
-    config = run.optimizer
-    if isinstance(config, Switch) and config.at_tokens is not None:
-        config = replace(config, at_tokens=int(config.at_tokens * longer))
-    return replace(run, optimizer=config, hparams=moved, train_tokens=target.train_tokens)
 
 
 def _roles_of(run: RunConfig) -> list[Role]:
@@ -318,12 +339,6 @@ def _caveats(
         yield "Under the standard parametrization optima move with width: a constant lr is not expected to transfer."
     if note := horizons_note(spec):
         yield note
-    if target.train_tokens is not None and target.train_tokens != spec.run.longest:
-        yield (
-            f"The target trains on {target.train_tokens:,} tokens and the proxies on {spec.run.longest:,}: the "
-            "lr is not moved along the token horizon, where optima are known to shift (arXiv:2409.19913), and the "
-            "expected loss holds for the proxies' tokens."
-        )
     if optimum.interval.width > 2:
         yield (
             f"The optimum is known to {optimum.interval.width:.1f} octaves only: add seeds, or tokens to the trials, "

@@ -27,6 +27,7 @@ from transfer.horizons import horizons_note, over_width
 
 if TYPE_CHECKING:
     from analysis.fit import SweepFit
+    from analysis.scale_study import ScaleStudy
     from transfer.gate import Gate
     from transfer.plan import TransferPlan
     from transfer.verification import Verification
@@ -184,8 +185,23 @@ def status(folder: Path) -> Status:
     )
 
 
-def fit(folder: Path) -> tuple["SweepFit", Recorded]:
-    """Fit the folder's sweep and write fits.json and losses.csv; returns what was fitted over width, and its trials."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fitted:
+    """What a sweep says: over width, and over the scales beside it."""
+
+    over_width: "SweepFit"
+    recorded: Recorded  # the trials that `over_width` is of
+    scales: "ScaleStudy | None"  # of the whole grid and its probes; None where nothing but width varies
+
+    def to_json(self) -> dict[str, Any]:
+        """That of `SweepFit`, and in `scales` that of the `ScaleStudy`, or null."""
+        from analysis.scale_study_json import study_json
+
+        return self.over_width.to_json() | {"scales": None if self.scales is None else study_json(self.scales)}
+
+
+def fit(folder: Path) -> Fitted:
+    """Fit the folder's sweep and write fits.json and losses.csv."""
     import numpy as np
 
     from analysis.fit import fit_sweep
@@ -199,15 +215,55 @@ def fit(folder: Path) -> tuple["SweepFit", Recorded]:
         raise FitError(f"{folder}: no results of the sweep '{spec.name}'{of} yet. Run `mutransfer sweep` first.")
     if note := horizons_note(spec):
         say(note)
-    fitted = fit_sweep(
+    over_width = fit_sweep(
         recorded.ended,
         rng=np.random.default_rng(FIT_SEED),
         band_nats=BAND_NATS,
         labels=recorded.labels,
     )
+    fitted = Fitted(over_width=over_width, recorded=recorded, scales=_study(folder, spec, everything))
     folders.write(folder, folders.FITS, json.dumps(fitted.to_json(), indent=1, sort_keys=True) + "\n")
     folders.write(folder, folders.LOSSES, losses_csv(everything.results, everything.labels))
-    return fitted, recorded
+    return fitted
+
+
+def _study(folder: Path, spec: SweepSpec, everything: Recorded) -> "ScaleStudy | None":
+    """What the sweep says of batch, tokens, depth and weight decay."""
+    import numpy as np
+
+    from analysis.scale_study import Measures, study_scales
+
+    critical = spec.critical_batch
+    branches = None if critical is None else critical.branches
+    measures = Measures(
+        steps_to_loss=critical is not None and "steps_to_loss" in critical.measure,
+        target_losses=None if critical is None else critical.target_losses,
+    )
+    if branches is not None:
+        measures = replace(measures, tolerance_nats=branches.tolerance_nats, lr_exponent=branches.lr_exponent)
+    store, noise = ResultStore(folder.resolve()), {}
+    for result in _followed(everything, spec) if spec.noise_every_steps is not None else ():
+        frame = store.read_diagnostics(result.trial_id)
+        if frame is not None:
+            noise[result.trial_id] = frame
+    return study_scales(
+        everything.ended,
+        rng=np.random.default_rng(FIT_SEED),
+        measures=measures,
+        band_nats=BAND_NATS,
+        diagnostics=noise,
+        labels=everything.labels,
+    )
+
+
+def _followed(everything: Recorded, spec: SweepSpec) -> Iterable[TrialResult]:
+    """Of each optimizer and model, the best trial of those that the fits over width are of."""
+    best: dict[tuple[str, ModelConfig], tuple[float, TrialResult]] = {}
+    for result in everything.over_width(spec).results:
+        loss, key = result.validation_loss, (everything.labels[result.trial_id], result.trial.run.model)
+        if loss is not None and (key not in best or loss < best[key][0]):
+            best[key] = (loss, result)
+    return [result for _, result in best.values()]
 
 
 def losses_csv(results: Iterable[TrialResult], labels: Mapping[str, str]) -> str:
@@ -243,8 +299,8 @@ def transfer(folder: Path, target: TargetSpec) -> "TransferPlan":
 
     spec = folders.read_spec(folder)
     check_target(target, spec)
-    fitted, recorded = fit(folder)
-    plan = make_plan(spec, target, fitted, digest=digest(recorded.results))
+    fitted = fit(folder)
+    plan = make_plan(spec, target, fitted.over_width, digest=digest(fitted.recorded.results), scales=fitted.scales)
     folders.write(folder, folders.TARGET, target.text)
     folders.write(folder, folders.PLAN, PLAN_JSON.dump_json(plan, indent=1).decode() + "\n")
     return plan

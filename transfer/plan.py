@@ -5,6 +5,7 @@ as JSON; `plan.schema.json` beside this file documents every field.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pydantic import ConfigDict, TypeAdapter
 
@@ -55,6 +56,39 @@ class ExcessEquivalent:
     """Of the target's width."""
     compute_share: Estimate
     """Of the target's training FLOPs."""
+
+
+Basis = Literal["measured here", "fitted here", "published prior", "given"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedSetting:
+    """One hyperparameter of the target's run, and what it rests on."""
+
+    __pydantic_config__ = DOCUMENTED
+    name: str
+    """A field of the run's hyperparameters."""
+    value: float
+    """At base width."""
+    interval: Interval | None
+    """Of the value expected to be best; null where it is given, or nothing tells its error."""
+    rests_on: Basis
+    """measured here, at such scales; fitted here, by a law through measurements; a published prior; or given."""
+    why: str
+    """In words."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchStagePlan:
+    """One stage of a batch warm-up that branches from the proxies' trunks allowed."""
+
+    __pydantic_config__ = DOCUMENTED
+    from_tokens: float
+    """Trained before it."""
+    batch_tokens: float
+    """Tokens a step in it."""
+    lr_ratio: float
+    """lr over the first stage's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,6 +145,10 @@ class OptimizerPlan:
     """The first step of the second optimizer, where the optimizer is switched, otherwise null."""
     roles_after_switch: tuple[RolePlan, ...] = ()
     """Settings of every role from there on."""
+    settings: tuple[PlannedSetting, ...] = ()
+    """What scale moves, each with what it rests on; empty in plans made before this was said."""
+    batch_warmup: tuple[BatchStagePlan, ...] = ()
+    """Seen to do no harm on the widest proxy, at its tokens; `run` does not use it. Empty where it was not measured."""
 
     @property
     def named_roles(self) -> tuple[tuple[str, RolePlan], ...]:

@@ -7,8 +7,8 @@ from typing import Any
 from analysis.fast_transfer import limit_gaps
 from analysis.fit import SweepFit
 from analysis.width_laws import Quantity
-from transfer.report_tables import TextTable
 from transfer.tables import interval, new_table, print_table
+from transfer.text_table import TextTable
 
 
 def rates_table(fit: SweepFit) -> TextTable | None:

@@ -10,6 +10,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from analysis import figures
 from analysis.fit import SweepFit
+from analysis.noise_scale import KIND
+from analysis.scale_study import ScaleStudy
 from analysis.surface import Series
 from analysis.timing import Timing, timings
 from sweeps.shape_plans import read_plans
@@ -19,33 +21,23 @@ from sweeps.stopping import Stop
 from sweeps.store import ResultStore
 from sweeps.trial import TrialResult
 from transfer import folder as folders
-from transfer import pipeline, rates_tables, report_tables, report_text, stopping_tables
+from transfer import pipeline, rates_tables, report_tables, report_text, scale_tables, stopping_tables
 from transfer.console import say
 from transfer.gate import read_check
 from transfer.horizons import horizons_note
 from transfer.plan import OptimizerPlan, TransferPlan
+from transfer.report_figures import Drawn, scale_figures
 from transfer.search_tables import stages_table
 from transfer.timing_tables import timing_table
 from transfer.verification import OptimizerVerification, Verification
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
 
     from proxy_models.coord_check import CoordCheck
 
 REPORT = "report"
 MOST_CURVES = 4  # optimizers whose coordinate check is drawn activation by activation
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Drawn:
-    """A figure, the section it belongs to, and what a reader should see in it."""
-
-    section: str
-    stem: str
-    caption: str
-    figure: "Figure"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +52,7 @@ class Material:
     target_results: tuple[TrialResult, ...]
     labels: Mapping[str, str]
     fit: SweepFit
+    scales: ScaleStudy | None
     stages: tuple[Stage, ...]  # of an adaptive search
     plan: TransferPlan | None
     verification: Verification | None
@@ -94,7 +87,8 @@ def write_report(folder: Path) -> Path:
 def read_material(folder: Path) -> Material:
     """Read a results folder; a plan or verification of other results than these is left out, and said so."""
     spec = folders.read_spec(folder)
-    fit, recorded = pipeline.fit(folder)
+    fitted = pipeline.fit(folder)
+    recorded = fitted.recorded
     plan = folders.read_plan(folder / folders.PLAN) if (folder / folders.PLAN).is_file() else None
     if plan is not None and plan.inputs_digest != pipeline.digest(recorded.results):
         say(f"{folder / folders.PLAN} was made from other results than these: left out. Run `mutransfer transfer`.")
@@ -107,12 +101,15 @@ def read_material(folder: Path) -> Material:
         other_results=recorded.elsewhere,
         target_results=recorded.others,
         labels=recorded.labels,
-        fit=fit,
+        fit=fitted.over_width,
+        scales=fitted.scales,
         stages=tuple(read_stages(folder, spec)),
         plan=plan,
         verification=None if plan is None else _verification_of(plan, folder),
         check=read_check(folder),
-        timings=timings((*recorded.results, *recorded.elsewhere, *recorded.others), recorded.labels, read_plans(folder)),
+        timings=timings(
+            (*recorded.results, *recorded.elsewhere, *recorded.others), recorded.labels, read_plans(folder)
+        ),
         diagnostics=tuple(_diagnostics(folder, recorded.results, recorded.labels)),
     )
 
@@ -128,8 +125,9 @@ def _diagnostics(
     for name in dict.fromkeys(labels.values()):
         for result in (r for r in ranked if labels[r.trial_id] == name):
             frame = store.read_diagnostics(result.trial_id)
-            if frame is not None:
-                yield name, result, frame
+            matrices = None if frame is None else frame[frame["kind"] != KIND]
+            if matrices is not None and len(matrices):
+                yield name, result, matrices
                 break
 
 
@@ -164,6 +162,7 @@ def text_context(material: Material, data_description: str, seconds: dict[str, f
         "stages_table": stages_table(material.stages),
         "stopping_summary": stopping_tables.stopping_summary(material.results, material.stopped),
         "stopping_table": stopping_tables.stopping_table(material.stopped, material.labels, fit),
+        **scales_context(material.scales, plan),
         "plan_tables": report_tables.plan_sections(plan),
         "not_planned": plan.not_planned if plan else (),
         "verification_table": report_tables.verification_table(verification),
@@ -175,6 +174,26 @@ def text_context(material: Material, data_description: str, seconds: dict[str, f
             (*material.results, *material.other_results), material.target_results, data_description, seconds
         ),
         "spec_text": material.spec.text,
+    }
+
+
+def scales_context(scales: ScaleStudy | None, plan: TransferPlan | None) -> dict[str, Any]:
+    """What the templates say of the scales beside width."""
+    return {
+        "has_scales": scales is not None,
+        "critical_table": scale_tables.critical_table(scales),
+        "critical_flags": scale_tables.critical_flags(scale_tables.all_fits(scales)),
+        "ratio_table": scale_tables.ratio_table(scales),
+        "ratio_lines": scale_tables.ratio_lines(scales),
+        "powers_table": scale_tables.powers_table(scales),
+        "cells_table": scale_tables.cells_table(scales),
+        "law_lines": scale_tables.law_lines(scales),
+        "branches_table": scale_tables.branches_table(scales),
+        "warmup_lines": scale_tables.warmup_lines(scales),
+        "noise_lines": scale_tables.noise_lines(scales),
+        "timescale_lines": scale_tables.timescale_lines(scales),
+        "unmeasured_lines": scale_tables.unmeasured_lines(scales),
+        "published_table": None if scales is None else scale_tables.published_table(plan),
     }
 
 
@@ -212,6 +231,8 @@ def draw(material: Material) -> Iterable[Drawn]:
             "(c), with intervals; dashed, the fitted laws. Transfer is fast where c falls more steeply than a.",
             figure=figures.transfer_gaps(fit.transfers),
         )
+    if material.scales is not None:
+        yield from scale_figures(material.scales, material.plan)
     if material.verification is not None:
         yield Drawn(
             section="measured",

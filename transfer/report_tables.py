@@ -14,22 +14,15 @@ from proxy_models.parametrization import residual_multiplier
 from sweeps.trial import TrialResult
 from transfer.console import duration
 from transfer.plan import OptimizerPlan, TransferPlan
+from transfer.scale_tables import settings_table, warmup_line
 from transfer.tables import estimate, flops, interval, power_of_two, size
+from transfer.text_table import TextTable
 from transfer.verification import OptimizerVerification, Verification
 
 if TYPE_CHECKING:
     from proxy_models.coord_check import CoordCheck, CoordSlope
 
 _MOST_CHECK_COLUMNS = 8
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TextTable:
-    """Cells as text. Columns in `words` hold prose and are set flush left."""
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    words: frozenset[int] = frozenset({0})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +33,8 @@ class PlanSection:
     table: TextTable
     run: str
     rests_on: str
+    settings: TextTable | None
+    warmup: str
     caveats: tuple[str, ...]
 
 
@@ -162,6 +157,8 @@ def _plan_section(plan: OptimizerPlan) -> PlanSection:
             f"m = {run.width_mult:g}{_depth_rule(run)}."
         ),
         rests_on=plan.rests_on,
+        settings=settings_table(plan),
+        warmup=warmup_line(plan),
         caveats=plan.caveats,
     )
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from sweeps.stages import Stage
-from transfer.report_tables import TextTable
 from transfer.tables import power_of_two
+from transfer.text_table import TextTable
 
 
 def stages_table(stages: Sequence[Stage]) -> TextTable | None:

@@ -8,8 +8,8 @@ from analysis.surface import Series, fields_of
 from proxy_models.accounting import training_flops
 from sweeps.stopping import SURE_ERRORS, Stop
 from sweeps.trial import TrialResult
-from transfer.report_tables import TextTable
 from transfer.tables import power_of_two
+from transfer.text_table import TextTable
 
 Stopped = Sequence[tuple[TrialResult, Stop]]
 

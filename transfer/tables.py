@@ -14,6 +14,7 @@ from transfer.console import duration, emit_json
 if TYPE_CHECKING:
     from analysis.fit import SweepFit
     from analysis.interval import Interval
+    from analysis.scale_study import ScaleStudy
     from transfer.costs import MemoryRow, SweepCost
     from transfer.gate import Gate
     from transfer.labs.least_squares import Descent
@@ -183,6 +184,28 @@ def show_fit(fit: "SweepFit") -> None:
     for skipped in fit.skipped:
         where = "" if skipped.width is None else f" at width {skipped.width}"
         print(f"{skipped.optimizer}{where}: no {skipped.what}: {skipped.reason}")
+
+
+def show_scales(study: "ScaleStudy | None") -> None:
+    """Nothing where only width varies."""
+    from transfer import scale_tables
+
+    found = {
+        "critical batch by steps to a loss": scale_tables.critical_table(study),
+        "critical batch by branches": scale_tables.branches_table(study),
+        "lr over scales": scale_tables.powers_table(study),
+        "tokens of one optimizer over another's": scale_tables.ratio_table(study),
+    }
+    for title, text in found.items():
+        if text is not None:
+            table = new_table(title, *text.columns)
+            for row in text.rows:
+                table.add_row(*row)
+            print_table(table)
+    for lines in (scale_tables.law_lines, scale_tables.ratio_lines, scale_tables.warmup_lines,
+                  scale_tables.noise_lines, scale_tables.timescale_lines, scale_tables.unmeasured_lines):  # fmt: skip
+        for line in lines(study):
+            print(line)
 
 
 def show_plan(plan: "TransferPlan") -> None:

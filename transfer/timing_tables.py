@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from analysis.timing import Timing
 from transfer.console import duration
-from transfer.report_tables import TextTable
+from transfer.text_table import TextTable
 
 
 def timing_table(timings: Sequence[Timing]) -> TextTable | None:

@@ -138,7 +138,7 @@ def test_bounds_enter_the_fit() -> None:
         assert np.quantile(tight.draws, 0.95) < 0.5 * np.quantile(loose.draws, 0.95)
 
 
-@settings(max_examples=8)
+@settings(max_examples=8, deadline=None)  # a tenth of a second each, more on a busy machine
 @given(unit=st.integers(2, 1000), seed=st.integers(0, 100))
 def test_another_token_unit_rescales_every_number(unit: int, seed: int) -> None:
     planted = Planted()
@@ -153,14 +153,14 @@ def test_another_token_unit_rescales_every_number(unit: int, seed: int) -> None:
         for u in (1, unit)
     )
     assert one.target_losses == other.target_losses
-    assert one.power.value == pytest.approx(other.power.value, rel=1e-5)
+    assert one.power.value == pytest.approx(other.power.value, rel=1e-6)
     for small, large in zip(one.records, other.records, strict=True):
         assert small.verdict is large.verdict
-        np.testing.assert_allclose(np.array(large.draws), unit * np.array(small.draws), rtol=1e-4)
-        np.testing.assert_allclose(large.min_tokens_draws, unit * np.array(small.min_tokens_draws), rtol=1e-5)
+        np.testing.assert_allclose(np.array(large.draws), unit * np.array(small.draws), rtol=1e-6)
+        np.testing.assert_allclose(large.min_tokens_draws, unit * np.array(small.min_tokens_draws), rtol=1e-6)
         if small.value is not None:
-            assert large.value == pytest.approx(unit * small.value, rel=1e-5)
-            assert large.sequences == pytest.approx(small.sequences, rel=1e-5)
+            assert large.value == pytest.approx(unit * small.value, rel=1e-6)
+            assert large.sequences == pytest.approx(small.sequences, rel=1e-6)
 
 
 def test_the_solver_s_gradient() -> None:

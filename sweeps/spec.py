@@ -111,8 +111,8 @@ def _check_target_depth(target: TargetSpec, spec: SweepSpec) -> None:
         spec.run.parametrization == "complete_p",
         target.file,
         "depth",
-        f"must be a depth of the proxies', {depths}, got {target.depth}: under {spec.run.parametrization!r} optima move "
-        'with depth. Train proxies of that depth, or sweep with run.parametrization = "complete_p".',
+        f"must be a depth of the proxies', {depths}, got {target.depth}: under {spec.run.parametrization!r} optima "
+        'move with depth. Train proxies of that depth, or sweep with run.parametrization = "complete_p".',
     )
     require(
         target.depth > depths[-1],

@@ -88,10 +88,15 @@ def test_a_longer_target_keeps_the_decay_share_and_says_what_it_does_not_know(tm
     run = plan.optimizers[0].run
     assert run.train_tokens == 25600
     assert run.hparams.decay_tokens == 4 * 1280
-    assert run.hparams.weight_decay == pytest.approx(0.1 / 4)  # lr * weight_decay * steps stays
-    assert any("not moved along the token horizon" in caveat for caveat in plan.optimizers[0].caveats)
+    short = _plan(tmp_path, target_text="width = 512").optimizers[0].run
+    assert run.hparams.lr == pytest.approx(short.hparams.lr * 4**-0.32)  # as published: arXiv:2409.19913
+    kept = run.hparams.lr * run.hparams.weight_decay * 4
+    assert kept == pytest.approx(short.hparams.lr * 0.1)  # lr * weight_decay * steps stays
+    assert any("4 times the tokens (published prior)" in caveat for caveat in plan.optimizers[0].caveats)
+    (rests_on,) = {s.rests_on for s in plan.optimizers[0].settings if s.name == "lr"}
+    assert rests_on == "published prior"
     same = _plan(tmp_path, target_text=longer).optimizers[0].run
-    assert same.hparams.weight_decay == pytest.approx(0.1)
+    assert same.hparams.lr * same.hparams.weight_decay == pytest.approx(short.hparams.lr * 0.1)
 
 
 def test_flags_become_caveats_and_edges_are_left_out(tmp_path: Path) -> None:

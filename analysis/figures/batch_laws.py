@@ -6,10 +6,9 @@ from itertools import cycle
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter
 from scipy.stats import norm
 
 from analysis.batch_laws import BatchPrediction, CriticalBatchLaw
@@ -67,8 +66,8 @@ def critical_batch_over_tokens(
             )  # fmt: skip
         if target is not None:
             _draw_target(ax, law.predict(target[0], target[1], definition=definition))
-        _log_axis(ax.xaxis, "x", ax)
-        _log_axis(ax.yaxis, "y", ax)
+        style.log_axis(ax, "x")
+        style.log_axis(ax, "y")
         q = law.over_tokens
         ax.set_title(
             f"{style.wrapped(name)}\nbatch ~ tokens^{q.value:.2f} ({q.interval.low:.2f} to {q.interval.high:.2f})\n"
@@ -107,7 +106,7 @@ def lr_over_batch(cells: Mapping[str, CellPower]) -> Figure:
             middle = 2.0**value
             bars = [[middle - 2.0**interval.low], [2.0**interval.high - middle]]
             ax.errorbar(batch, middle, yerr=bars, fmt="o", color=style.OPTIMUM_COLOR, capsize=3, zorder=4)
-        _log_axis(ax.xaxis, "x", ax)
+        style.log_axis(ax, "x")
         _lr_axis(ax)
         ax.set_title(
             f"{style.wrapped(name, characters=34)}\nlr ~ batch^{cell.value:.2f} "
@@ -162,8 +161,8 @@ def timescale_over_tokens_per_param(laws: Mapping[str, TimescaleLaw], *, target:
             place = law.at(target)
             bars = [[place.tau - place.interval.low], [place.interval.high - place.tau]]
             ax.errorbar(target, place.tau, yerr=bars, fmt="D", color=style.TARGET_COLOR, capsize=4, zorder=5)
-        _log_axis(ax.xaxis, "x", ax)
-        _log_axis(ax.yaxis, "y", ax)
+        style.log_axis(ax, "x")
+        style.log_axis(ax, "y")
         m = law.over_tokens_per_param
         height = "" if law.rests_on == m.rests_on else f"height {law.rests_on}, "
         ax.set_title(
@@ -225,16 +224,6 @@ def _law_keys(color: str) -> list[Artist]:
 def _draw_target(ax: Axes, found: BatchPrediction) -> None:
     bars = [[found.value - found.interval.low], [found.interval.high - found.value]]
     ax.errorbar(found.min_tokens, found.value, yerr=bars, fmt="D", color=style.TARGET_COLOR, capsize=4, zorder=5)
-
-
-def _log_axis(axis: Axis, which: str, ax: Axes) -> None:
-    """Decades with 2 and 5 where there is room, written as 20M."""
-    (ax.set_xscale if which == "x" else ax.set_yscale)("log")
-    low, high = sorted(axis.get_view_interval())
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 100 else (1.0,)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
-    axis.set_minor_formatter(NullFormatter())
-    axis.set_minor_locator(NullLocator())
 
 
 def _lr_axis(ax: Axes) -> None:

@@ -117,7 +117,7 @@ def _draw_along_training(
                 "bound: every branch tried was within tolerance, or none", marker=r"$\updownarrow$", markersize=10
             )
         )
-    ax.set_xscale("log")
+    style.log_axis(ax, "x")
     ax.set_yscale("log", base=2)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     ax.margins(y=0.14)  # room for arrows

@@ -52,8 +52,8 @@ def noise_scale_along_training(trends: Mapping[str, NoiseTrend], measured: Seque
         keys.append(style.key(critical.label, color="black", linestyle=line))
     if any(window.at_least is not None for trend in trends.values() for window in trend.windows):
         keys.append(style.key("lower bound: |G|² not told from 0", marker="o", markerfacecolor="white"))
-    ax.set_xscale("log")
-    ax.set_yscale("log")
+    style.log_axis(ax, "x")
+    style.log_axis(ax, "y")
     ax.set_xlabel("tokens trained")
     ax.set_ylabel(r"noise scale tr($\Sigma$)/|G|² (tokens)")
     ax.set_title(f"gradient noise scale: {CAVEAT}")

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, Literal, ParamSpec
 
 from matplotlib import colormaps, style
 from matplotlib.artist import Artist
@@ -18,9 +18,10 @@ from matplotlib.axis import Axis
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from analysis.interval import Interval
+from analysis.observed_fit import short
 from analysis.surface import Series
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -171,3 +172,14 @@ def save(figure: Figure, folder: Path, stem: str) -> Path:
         figure.set_layout_engine("none")  # the PNG is laid out as the SVG is: doing it again takes as long as drawing
         figure.savefig(folder / f"{stem}.png", dpi=150, metadata={"Software": None})
     return svg
+
+
+def log_axis(ax: Axes, which: Literal["x", "y"]) -> None:
+    """Decades, with 2 and 5 where there is room, written as 20M. Call it when all is drawn."""
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    (ax.set_xscale if which == "x" else ax.set_yscale)("log")
+    low, high = sorted(axis.get_view_interval())
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 100 else (1.0,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(NullLocator())

@@ -1,12 +1,13 @@
 """A whole sweep's fits: surfaces, optima, drifts and loss laws, and what could not be fitted and why."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from analysis.attempt import attempt
 from analysis.bootstrap import pool
 from analysis.drift import Drift, fit_drift
 from analysis.fast_transfer import FastTransfer, fast_transfer
@@ -152,9 +153,9 @@ def _fit_series(
     members: Sequence[Surface], *, rng: np.random.Generator, band_nats: float, n_bootstrap: int, level: float
 ) -> _SeriesFit:
     """One series over its widths, over which the spread between seeds is pooled: two seeds say little."""
-    near = [_attempt(points_near_lowest, surface, band_nats) for surface in members]
+    near = [attempt(points_near_lowest, surface, band_nats) for surface in members]
     optima = [
-        _attempt(
+        attempt(
             fit_optimum,
             surface,
             band_nats=band_nats,
@@ -167,13 +168,13 @@ def _fit_series(
     ]
     found = [optimum for optimum in optima if isinstance(optimum, Optimum)]
     inner = [optimum for optimum in found if optimum.edge is None]  # at an edge: a bound, not a value
-    drift = _attempt(fit_drift, inner, rng=rng, level=level)
-    law = _attempt(fit_loss_law, inner, rng=rng, level=level)
-    transfer = _attempt(fast_transfer, inner, rng=rng, level=level)
+    drift = attempt(fit_drift, inner, rng=rng, level=level)
+    law = attempt(fit_loss_law, inner, rng=rng, level=level)
+    transfer = attempt(fast_transfer, inner, rng=rng, level=level)
     if isinstance(transfer, FastTransfer) and transfer.laws is not None:
         fitted = [surface for surface in members if surface.width in transfer.widths]
         transfer = replace(transfer, joint_error=joint_error(transfer.laws, fitted, band_nats))
-    costs = _attempt(fit_penalties, members, inner, band_nats=band_nats, rng=rng, level=level)
+    costs = attempt(fit_penalties, members, inner, band_nats=band_nats, rng=rng, level=level)
     tried: list[tuple[What, int | None, object]] = [
         *(("optimum", surface.width, optimum) for surface, optimum in zip(members, optima, strict=True)),
         ("drift", None, drift),
@@ -207,7 +208,7 @@ def _fit_joint(
     numeric = [name for name, seen in sorted(values.items()) if len(seen) > 2 and all(_above_zero(v) for v in seen)]
     if not numeric:
         return None
-    fitted = _attempt(
+    fitted = attempt(
         lambda: fit_observed(
             from_results(results, (built[0].hp, *numeric), labels), rng=rng, n_bootstrap=n_bootstrap, level=level
         )
@@ -217,18 +218,6 @@ def _fit_joint(
 
 def _above_zero(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
-
-
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
-
-
-def _attempt(fit: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T | FitError:
-    """The fit, or why there is none."""
-    try:
-        return fit(*args, **kwargs)
-    except FitError as error:
-        return error
 
 
 def _plain(record: Any, *derived: str) -> dict[str, Any]:

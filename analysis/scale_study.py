@@ -6,11 +6,13 @@ Every part is made apart; one that cannot be is in `unmeasured`, with the reason
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ParamSpec, TypeVar
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from analysis.attempt import P, T, attempt
 from analysis.batch_laws import BatchPoint, CriticalBatchLaw, fit_critical_batch_law
 from analysis.branch_probes import (
     TOLERANCE_NATS,
@@ -157,7 +159,7 @@ def study_scales(
     ratios = []
     for other in found[1:] if measures.steps_to_loss else ():
         for (width, size), curves in _by_model(found[0].curves).items():
-            ratio = _attempt(
+            ratio = attempt(
                 fit_token_ratio,
                 curves,
                 _by_model(other.curves).get((width, size), ()),
@@ -212,25 +214,24 @@ class _Study:
             timescale=self._timescale(),
         )
 
-    def _tried(
-        self, what: str, width: int | None, make: "Callable[_P, _T]", *args: "_P.args", **kwargs: "_P.kwargs"
-    ) -> "_T | None":
-        made = _attempt(make, *args, **kwargs)
+    def _tried(self, what: str, width: int | None, make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        made = attempt(make, *args, **kwargs)
         if isinstance(made, FitError):
             self.unmeasured.append(Unmeasured(what=what, optimizer=self.label, width=width, reason=str(made)))
             return None
         return made
 
+    @cached_property
     def _observed(self) -> tuple[Observations, str]:
         """lr over all scales, and the setting of the other axes with the lowest loss."""
         observations = from_results(self.grid, ("lr",), self.labels, _FIELDS)
         return observations, str(observations.frame.groupby(SERIES, observed=True)[LOSS].min().idxmin())
 
     def _powers(self) -> HpPowers:
-        return fit_hp_powers(*self._observed(), level=self.measures.level)
+        return fit_hp_powers(*self._observed, level=self.measures.level)
 
     def _by_cell(self) -> CellPowers:
-        return lr_batch_power_by_cell(*self._observed(), level=self.measures.level)
+        return lr_batch_power_by_cell(*self._observed, level=self.measures.level)
 
     def _curves(self) -> Iterable[BatchCurve]:
         cells: dict[tuple[ModelConfig, int], dict[int, list[TrialResult]]] = defaultdict(lambda: defaultdict(list))
@@ -262,7 +263,7 @@ class _Study:
         """The lowest optimum over lr among the settings of the other axes."""
         built = surfaces(members, labels=self.labels)
         tried = [
-            _attempt(fit_optimum, surface, band_nats=self.band_nats, n_bootstrap=N_DRAWS, rng=self.rng)
+            attempt(fit_optimum, surface, band_nats=self.band_nats, n_bootstrap=N_DRAWS, rng=self.rng)
             for surface in built
         ]
         found = [optimum for optimum in tried if isinstance(optimum, Optimum)]
@@ -418,15 +419,3 @@ def _by_model(curves: Sequence[BatchCurve]) -> dict[tuple[int, int], list[BatchC
     for curve in curves:
         groups[curve.width, curve.n_params].append(curve)
     return groups
-
-
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
-
-
-def _attempt(make: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T | FitError:
-    """What is made, or why it cannot be."""
-    try:
-        return make(*args, **kwargs)
-    except FitError as error:
-        return error

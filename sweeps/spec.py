@@ -11,7 +11,7 @@ from typing import Any
 from proxy_models.checks import ConfigError
 from proxy_models.config import ModelConfig, RunConfig, first_steps
 from sweeps.grid import axes_of, field_of, key_of, labeled_trials, plan_trials, run_config, run_configs, trunk_of
-from sweeps.spec_batch import MIN_BATCHES, MIN_HORIZONS, unknown_names
+from sweeps.spec_batch import MIN_BATCHES, MIN_HORIZONS
 from sweeps.spec_errors import SpecError, config_error, require, shown
 from sweeps.spec_file import read_section
 from sweeps.spec_models import SweepSpec, TargetSpec
@@ -273,7 +273,7 @@ def _check_batches(spec: SweepSpec) -> None:
                 f"losses are read off between them, got {list(spec.run.train_tokens)}. Add some.",
             )
     branches = None if spec.critical_batch is None else spec.critical_batch.branches
-    for name in unknown_names({} if branches is None else branches.lr, spec.optimizers):
+    for name in sorted((set() if branches is None else branches.lr.keys()) - spec.optimizers.keys()):
         raise SpecError(
             f"{spec.file}: critical_batch.branches.lr.{name}: must be an optimizer of this spec, "
             f"{sorted(spec.optimizers)}. Rename or remove it."

@@ -1,6 +1,6 @@
 """The sections of a spec that are about batches: what follows them, and how the critical batch size is measured."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Annotated, Literal, Self
 
@@ -105,8 +105,3 @@ def branch_runs(trunk: RunConfig, branches: BranchesSection, batch: BatchSection
                     beta2=beta2,
                 ),
             )
-
-
-def unknown_names(given: Mapping[str, object], known: Mapping[str, object]) -> list[str]:
-    """Keys of the first that are none of the second."""
-    return sorted(given.keys() - known.keys())

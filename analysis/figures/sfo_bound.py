@@ -146,7 +146,7 @@ def _draw_minimizers(ax: Axes, curves: Sequence[Curve], colors: dict[str, str], 
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.set_xlabel("learning rate, the same at every batch")
     ax.set_ylabel("fitted b* (examples)")
-    ax.set_title("b* falls with the learning rate;\nby the bound it would level off")
+    ax.set_title("b* rises with the learning rate;\nby the bound it would level off")
 
 
 def _draw_ratios(ax: Axes, ratios: Sequence[Ratio]) -> None:

@@ -14,6 +14,7 @@ import pandas as pd
 
 from analysis.attempt import P, T, attempt
 from analysis.batch_laws import BatchPoint, CriticalBatchLaw, fit_critical_batch_law
+from analysis.bootstrap import SeedSpread, pool
 from analysis.branch_probes import (
     TOLERANCE_NATS,
     BatchStage,
@@ -38,7 +39,8 @@ from analysis.interval import FitError
 from analysis.noise_scale import NoiseTrend, noise_points, noise_scale_trend
 from analysis.observations import LOSS, SEED, SERIES, Observations, from_results
 from analysis.optimum import Optimum, fit_optimum
-from analysis.surface import NO_LABELS, Labels, label_of, surfaces
+from analysis.points import Points, points_near_lowest
+from analysis.surface import NO_LABELS, Labels, Surface, label_of, surfaces
 from analysis.timescale import TimescaleLaw, fit_timescale_law, timescale_runs
 from analysis.token_ratio import TokenRatio, fit_token_ratio
 from analysis.tokens_to_loss import BatchCurve
@@ -234,36 +236,49 @@ class _Study:
         return lr_batch_power_by_cell(*self._observed, level=self.measures.level)
 
     def _curves(self) -> Iterable[BatchCurve]:
-        cells: dict[tuple[ModelConfig, int], dict[int, list[TrialResult]]] = defaultdict(lambda: defaultdict(list))
-        for result in self.grid:
-            run = result.trial.run
-            cells[run.model, run.hparams.batch_tokens][run.train_tokens].append(result)
-        for (model, batch_tokens), horizons in sorted(
-            cells.items(), key=lambda item: (item[0][0].width, item[0][0].depth, item[0][1])
-        ):
-            best: dict[int, Optimum] = {}
-            for tokens, members in sorted(horizons.items()):
-                what = f"loss of batch {batch_tokens} at {tokens} tokens"
-                optimum = self._tried(what, model.width, self._best, members)
-                if optimum is not None:
-                    best[tokens] = optimum
-            if best:
-                yield BatchCurve(
-                    optimizer=self.label,
-                    width=model.width,
-                    n_params=n_params(model),
-                    batch_tokens=batch_tokens,
-                    train_tokens=tuple(best),
-                    losses=tuple(optimum.loss for optimum in best.values()),
-                    draws=_loss_draws(list(best.values())),
-                    at_edge=tuple(optimum.edge is not None for optimum in best.values()),
-                )
+        models: dict[ModelConfig, dict[int, dict[int, tuple[Surface, ...]]]] = defaultdict(lambda: defaultdict(dict))
+        for (model, batch_tokens, tokens), members in _cells(self.grid):
+            models[model][batch_tokens][tokens] = surfaces(members, labels=self.labels)
+        for model, batches in models.items():
+            spread = self._seed_spread(
+                surface for horizons in batches.values() for built in horizons.values() for surface in built
+            )
+            for batch_tokens, horizons in batches.items():
+                best: dict[int, Optimum] = {}
+                for tokens, built in horizons.items():
+                    what = f"loss of batch {batch_tokens} at {tokens} tokens"
+                    optimum = self._tried(what, model.width, self._best, built, spread)
+                    if optimum is not None:
+                        best[tokens] = optimum
+                if best:
+                    yield BatchCurve(
+                        optimizer=self.label,
+                        width=model.width,
+                        n_params=n_params(model),
+                        batch_tokens=batch_tokens,
+                        train_tokens=tuple(best),
+                        losses=tuple(optimum.loss for optimum in best.values()),
+                        draws=_loss_draws(list(best.values())),
+                        at_edge=tuple(optimum.edge is not None for optimum in best.values()),
+                    )
 
-    def _best(self, members: Sequence[TrialResult]) -> Optimum:
+    def _seed_spread(self, built: Iterable[Surface]) -> SeedSpread | None:
+        """Of one model, over all batches and horizons: the two seeds of one cell say next to nothing."""
+        near = (attempt(points_near_lowest, surface, self.band_nats) for surface in built)
+        return pool(points.seed_spread for points in near if isinstance(points, Points))
+
+    def _best(self, built: Sequence[Surface], spread: SeedSpread | None) -> Optimum:
         """The lowest optimum over lr among the settings of the other axes."""
-        built = surfaces(members, labels=self.labels)
         tried = [
-            attempt(fit_optimum, surface, band_nats=self.band_nats, n_bootstrap=N_DRAWS, rng=self.rng)
+            attempt(
+                fit_optimum,
+                surface,
+                band_nats=self.band_nats,
+                n_bootstrap=N_DRAWS,
+                rng=self.rng,
+                level=self.measures.level,
+                seed_spread=spread,
+            )
             for surface in built
         ]
         found = [optimum for optimum in tried if isinstance(optimum, Optimum)]
@@ -400,6 +415,18 @@ def _timescale_row(result: TrialResult, label: str) -> dict[str, Any]:
         SEED: run.seed,
         LOSS: float("nan") if result.validation_loss is None else result.validation_loss,
     }
+
+
+_Cell = tuple[ModelConfig, int, int]  # model, batch_tokens, train_tokens
+
+
+def _cells(results: Iterable[TrialResult]) -> list[tuple[_Cell, list[TrialResult]]]:
+    """By width, depth, batch and tokens, ascending."""
+    cells: dict[_Cell, list[TrialResult]] = defaultdict(list)
+    for result in results:
+        run = result.trial.run
+        cells[run.model, run.hparams.batch_tokens, run.train_tokens].append(result)
+    return sorted(cells.items(), key=lambda item: (item[0][0].width, item[0][0].depth, *item[0][1:]))
 
 
 def _loss_draws(optima: Sequence[Optimum]) -> tuple[tuple[float, ...], ...]:

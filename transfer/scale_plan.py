@@ -122,14 +122,15 @@ def _batch(target: TargetSpec, proxy: RunConfig, scales: OptimizerScales | None,
         value=_allowed(expected.value, proxy.model.seq_len, tokens, own),
         rests_on=expected.rests_on,
         why=f"{overhead:.0%} more tokens than small batches need are expected at {expected.value:,.0f} tokens, by the "
-        "law of the critical batch over tokens; this is the largest power of two of sequences up to that",
+        f"law of the critical batch over tokens (level measured here, power {scales.law.over_tokens.rests_on}); this is "
+        "the largest power of two of sequences up to a tenth above that",
         interval=expected.interval,
     )
 
 
 def _allowed(wanted: float, seq_len: int, tokens: int, own: int) -> int:
-    """The largest power of two of sequences up to `wanted` that divides the run; the proxies' where none does."""
-    most = math.floor(math.log2(max(wanted / seq_len, 1.0)))
+    """The largest power of two of sequences near `wanted` that divides the run; the proxies' where none does."""
+    most = math.floor(math.log2(max(_ABOVE * wanted / seq_len, 1.0)))
     fitting = [seq_len * 2**k for k in range(most + 1) if tokens % (seq_len * 2**k) == 0]
     return max(fitting, default=own)
 
@@ -243,4 +244,5 @@ def scale_caveats(target: TargetRun) -> Iterable[str]:
         )
 
 
+_ABOVE = 1.1  # times the batch that is wanted: it is known no better
 MOST_SHRINK = 0.1  # of lr * weight_decay without a caveat; above 1 no run is planned

@@ -9,7 +9,7 @@ from analysis.observed_fit import short
 from analysis.published_laws import HYPERBOLA, LawKind, band
 from analysis.scale_study import ScaleStudy
 from analysis.token_ratio import RatioPoint
-from transfer.plan import OptimizerPlan, TransferPlan
+from transfer.plan import OptimizerPlan, PlannedSetting, TransferPlan
 from transfer.tables import interval
 from transfer.text_table import TextTable
 
@@ -262,12 +262,14 @@ def settings_table(plan: OptimizerPlan) -> TextTable | None:
         return None
     return TextTable(
         columns=("setting", "value", "interval", "rests on", "why"),
-        rows=tuple(
-            (s.name, _plain(s.value), "-" if s.interval is None else _shortly(s.interval).strip(), s.rests_on, s.why)
-            for s in plan.settings
-        ),
+        rows=tuple((s.name, *setting_cells(s), s.rests_on, s.why) for s in plan.settings),
         words=frozenset({0, 3, 4}),
     )
+
+
+def setting_cells(setting: PlannedSetting) -> tuple[str, str]:
+    """Its value and interval."""
+    return _plain(setting.value), "-" if setting.interval is None else _shortly(setting.interval).strip()
 
 
 def warmup_line(plan: OptimizerPlan) -> str:

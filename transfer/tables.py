@@ -209,6 +209,8 @@ def show_scales(study: "ScaleStudy | None") -> None:
 
 
 def show_plan(plan: "TransferPlan") -> None:
+    from transfer import scale_tables
+
     print(f"plan for width {plan.target_width} ({plan.width_mult:g} x base width), {plan.n_params:,} non-embedding "
           f"parameters, {flops(plan.train_flops)} FLOPs")  # fmt: skip
     if plan.residual_multiplier != 1:
@@ -225,7 +227,14 @@ def show_plan(plan: "TransferPlan") -> None:
             row = (f"{role.effective_lr:.4g}", f"{role.weight_decay:g}", role.init, f"{role.forward_multiplier:g}")
             table.add_row(name, *row)
         print_table(table)
+        if optimizer.settings:
+            settings = new_table("", "setting", "value", "interval", "rests on")
+            for setting in optimizer.settings:
+                settings.add_row(setting.name, *scale_tables.setting_cells(setting), setting.rests_on)
+            print_table(settings)
         print(f"  rests on {optimizer.rests_on}")
+        if warmup := scale_tables.warmup_line(optimizer):
+            print(f"  {warmup}")
         if optimizer.fast_transfer is not None:
             print(f"  {optimizer.fast_transfer.sentence}")
         if (same := optimizer.excess_equivalent) is not None:

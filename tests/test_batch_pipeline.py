@@ -80,7 +80,7 @@ def test_a_plan_moves_batch_and_lr_and_says_what_on(recorded: Path) -> None:
         assert hp.lr * hp.weight_decay == pytest.approx(2.0**truth.lr * 0.1, rel=0.15)  # as at the proxies: lr_wd
         assert hp.decay_tokens == TOKENS // 4
         assert [stage.batch_tokens for stage in optimizer.batch_warmup] == [512, 1024]
-        assert any("holds for the proxies' tokens and batch" in caveat for caveat in optimizer.caveats)
+        assert any("hold at the proxies' tokens and batch" in caveat for caveat in optimizer.caveats)
 
 
 def test_the_targets_own_batch_wins(recorded: Path) -> None:

@@ -93,6 +93,7 @@ def test_a_longer_target_keeps_the_decay_share_and_says_what_it_does_not_know(tm
     kept = run.hparams.lr * run.hparams.weight_decay * 4
     assert kept == pytest.approx(short.hparams.lr * 0.1)  # lr * weight_decay * steps stays
     assert any("4 times the tokens (published prior)" in caveat for caveat in plan.optimizers[0].caveats)
+    assert plan.optimizers[0].expected_loss is None
     (rests_on,) = {s.rests_on for s in plan.optimizers[0].settings if s.name == "lr"}
     assert rests_on == "published prior"
     same = _plan(tmp_path, target_text=longer).optimizers[0].run

@@ -150,11 +150,11 @@ def _plan_optimizer(
 ) -> OptimizerPlan:
     drift = evidence.drift
     at_proxies = predict_optimum(drift, target.width)
-    law = evidence.loss_law if _law_holds(spec, target) else None
-    loss = predict_loss(law, target.width) if law is not None else None
     others = {name: value for name, value in drift.fixed if name != DEPTH}
     planned = _target_run(spec, target, drift.optimizer, {**others, "lr": at_proxies.value}, scales)
     run, optimum = planned.run, _moved(at_proxies, planned.shift)
+    law = evidence.loss_law if _law_holds(spec, target) and planned.shift is None else None
+    loss = predict_loss(law, target.width) if law is not None else None
     why = _rests_on(drift, at_proxies) + _at_depth(spec, target)
     (_, first), *switched = run.phases
     excess = _excess_draws(optimum, evidence.optima)

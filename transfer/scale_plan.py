@@ -122,8 +122,8 @@ def _batch(target: TargetSpec, proxy: RunConfig, scales: OptimizerScales | None,
         value=_allowed(expected.value, proxy.model.seq_len, tokens, own),
         rests_on=expected.rests_on,
         why=f"{overhead:.0%} more tokens than small batches need are expected at {expected.value:,.0f} tokens, by the "
-        f"law of the critical batch over tokens (level measured here, power {scales.law.over_tokens.rests_on}); this is "
-        "the largest power of two of sequences up to a tenth above that",
+        f"law of the critical batch over tokens (level measured here, power {scales.law.over_tokens.rests_on}); this "
+        "is the largest power of two of sequences up to a tenth above that",
         interval=expected.interval,
     )
 
@@ -228,8 +228,8 @@ def scale_caveats(target: TargetRun) -> Iterable[str]:
             else "",
         ]
         yield (
-            f"The target trains on {'; on '.join(filter(None, differ))}: the lr is {target.lr_move}. The expected loss "
-            "holds for the proxies' tokens and batch."
+            f"The target trains on {'; on '.join(filter(None, differ))}: the lr is {target.lr_move}. Its loss is not "
+            "predicted: the laws over width hold at the proxies' tokens and batch."
         )
     if target.batch.interval is not None and target.batch.interval.high > 4 * target.batch.interval.low:
         yield (

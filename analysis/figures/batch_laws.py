@@ -28,6 +28,7 @@ from analysis.published_laws import (
 )
 from analysis.timescale import TimescaleLaw
 
+_ROOM_OCTAVES = 0.7  # of lr above and below what is drawn
 _STEPS = 40  # places a law is drawn at
 _MARGIN = 2.0  # of the abscissa around everything drawn
 _DEFAULT_RATIO = 20.0  # tokens per parameter, where nothing was measured
@@ -108,6 +109,10 @@ def lr_over_batch(cells: Mapping[str, CellPower]) -> Figure:
             ax.errorbar(batch, middle, yerr=bars, fmt="o", color=style.OPTIMUM_COLOR, capsize=3, zorder=4)
         style.log_axis(ax, "x")
         _lr_axis(ax)
+        # An optimum that nothing bounds has a bar beyond the panel: it would flatten all others.
+        steepest = cell.level_log2 + LR_OVER_BATCH_RANGE[1] * octaves
+        seen = (*cell.log2_values, *steepest[[0, -1]])
+        ax.set_ylim(2.0 ** (min(seen) - _ROOM_OCTAVES), 2.0 ** (max(seen) + _ROOM_OCTAVES))
         ax.set_title(
             f"{style.wrapped(name, characters=34)}\nlr ~ batch^{cell.value:.2f} "
             f"({cell.interval.low:.2f} to {cell.interval.high:.2f})"

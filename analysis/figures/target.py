@@ -113,6 +113,8 @@ def _hits(targets: Sequence[Target]) -> str:
         for target in targets
         if target.loss_interval and target.planned and target.planned.mean_loss is not None
     ]
+    if not judged:
+        return "what was measured; no loss was expected"
     return f"{sum(judged)} of {len(judged)} measured losses lie in the expected interval"
 
 

@@ -168,6 +168,8 @@ def show_pack_checks(checks: "Sequence[PackCheck]") -> None:
 
 
 def show_fit(fit: "SweepFit") -> None:
+    from analysis.surface import Series
+
     table = new_table("optima", "optimizer", "width", "lr", "90% interval, log2", "loss", "nats/octave²", "flags")
     for o in fit.optima:
         flags = ", ".join(flag.value for flag in o.flags)
@@ -176,14 +178,14 @@ def show_fit(fit: "SweepFit") -> None:
         table.add_row(str(o.series), *row)
     print_table(table)
     for drift in fit.drifts:
-        print(f"{drift.optimizer}: the optimum drifts by {drift.slope:+.2f}{interval(drift.slope_interval, 2)} octaves "
+        print(f"{drift.series}: the optimum drifts by {drift.slope:+.2f}{interval(drift.slope_interval, 2)} octaves "
               f"an octave of width, {'resolved' if drift.resolved else 'not resolved from 0'}; "
               f"range {drift.range_octaves:.2f} octaves")  # fmt: skip
     for transfer in fit.transfers:
         print(f"{transfer.series}: {transfer.sentence}")
     for skipped in fit.skipped:
         where = "" if skipped.width is None else f" at width {skipped.width}"
-        print(f"{skipped.optimizer}{where}: no {skipped.what}: {skipped.reason}")
+        print(f"{Series(skipped.optimizer, skipped.fixed)}{where}: no {skipped.what}: {skipped.reason}")
 
 
 def show_scales(study: "ScaleStudy | None") -> None:

@@ -1,5 +1,6 @@
 """From a planted sweep over batch, tokens and width on disk to fits, plans for other batches and a report."""
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +52,11 @@ def test_fits_hold_the_study_and_say_what_they_are_of(recorded: Path) -> None:
     for (name, _), value in optima.items():
         assert value == pytest.approx(TRUTH[name].lr, abs=0.15)
     assert [found["optimizer"] for found in document["scales"]["optimizers"]] == list(TRUTH)
+    with (recorded / "losses.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    keys = ("optimizer", "width", "train_tokens", "batch_tokens", "batch_tokens_after", "seed", "lr")
+    assert len({tuple(row[key] for key in keys) for row in rows}) == len(rows)
+    assert sum(row["batch_tokens_after"] != "" for row in rows) == 2 * 2 * 2 * 2 * 4
     shown = invoke("fit", recorded).stdout
     for words in (
         "critical batch by steps to a loss",

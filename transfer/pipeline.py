@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from proxy_models.config import ModelConfig
+from proxy_models.config import ModelConfig, RunConfig
 from proxy_models.data import TokenData, load_data_once
 from sweeps.calibration import this_machine
 from sweeps.progress import RunningTrial, read_progress
@@ -266,21 +266,32 @@ def _followed(everything: Recorded, spec: SweepSpec) -> Iterable[TrialResult]:
     return [result for _, result in best.values()]
 
 
+_SIZES = ("width", "depth", "train_tokens", "batch_tokens", "batch_tokens_after")
+
+
+def _sizes(run: RunConfig) -> dict[str, int | str]:
+    change = run.batch_change
+    after = "" if change is None else change.batch_tokens
+    values = (run.model.width, run.model.depth, run.train_tokens, run.hparams.batch_tokens, after)
+    return dict(zip(_SIZES, values, strict=True))
+
+
 def losses_csv(results: Iterable[TrialResult], labels: Mapping[str, str]) -> str:
     """Every loss with what gave it and no times: two runs of one spec on one machine give the same bytes.
 
-    Trials of several horizons have theirs, in tokens, after the width.
+    Depths, horizons, batches, and batches from a probe's branch point on, in tokens, stand after the width where
+    trials differ in them.
     """
     results = tuple(results)
-    several = len({r.trial.run.train_tokens for r in results}) > 1
+    sizes = {r.trial_id: _sizes(r.trial.run) for r in results}
+    columns = [name for name in _SIZES if name == "width" or len({own[name] for own in sizes.values()}) > 1]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    scales = ["width", "train_tokens"] if several else ["width"]
-    writer.writerow(["trial_id", "optimizer", *scales, "seed", "lr", "status", "validation_loss", "diverged_step"])
+    writer.writerow(["trial_id", "optimizer", *columns, "seed", "lr", "status", "validation_loss", "diverged_step"])
     for r in results:
         run = r.trial.run
-        sizes = [run.model.width, run.train_tokens] if several else [run.model.width]
-        identity = [r.trial_id, labels[r.trial_id], *sizes, run.seed, repr(run.hparams.lr)]
+        own = [sizes[r.trial_id][name] for name in columns]
+        identity = [r.trial_id, labels[r.trial_id], *own, run.seed, repr(run.hparams.lr)]
         loss = "" if r.validation_loss is None else repr(r.validation_loss)
         writer.writerow([*identity, r.status.value, loss, "" if r.diverged_step is None else r.diverged_step])
     return out.getvalue()

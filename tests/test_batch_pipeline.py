@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
+from optuna.storages.journal import JournalFileBackend
 
 from proxy_models.data import load_data
 from sweeps.provenance import provenance
@@ -65,6 +67,16 @@ def test_fits_hold_the_study_and_say_what_they_are_of(recorded: Path) -> None:
         "grows as tokens^",
     ):
         assert words in shown
+
+
+def test_probes_are_in_no_study(recorded: Path) -> None:
+    assert invoke("publish", recorded).exit_code == 0
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(recorded / "optuna.log")))
+    studies = [optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage)]
+    assert len(studies) == 2 * 2 * 4
+    assert {len(study.trials) for study in studies} == {7 * 7 * 2}
+    assert {trial.params["batch_tokens"] for trial in studies[0].trials} == {2**k for k in range(6, 13)}
+    (recorded / "optuna.log").unlink()
 
 
 def test_a_plan_moves_batch_and_lr_and_says_what_on(recorded: Path) -> None:

@@ -49,7 +49,7 @@ def storage(file: Path) -> optuna.storages.JournalStorage:
 
 
 def study(file: Path, spec: SweepSpec, optimizer: str, width: int) -> optuna.Study:
-    return optuna.load_study(study_name=study_name(spec, optimizer, width, 6400), storage=storage(file))
+    return optuna.load_study(study_name=study_name(spec, optimizer, width, 2, 6400), storage=storage(file))
 
 
 @pytest.fixture(scope="module")

@@ -21,37 +21,38 @@ if TYPE_CHECKING:
 OPTUNA_LOG = "optuna.log"  # a journal: the same in SQLite took 18 times as long to write (97 s for 756 trials)
 
 
-def study_name(spec: SweepSpec, optimizer: str, width: int, train_tokens: int) -> str:
-    """Of the study of one optimizer at one width and, where the sweep has several, one horizon."""
+def study_name(spec: SweepSpec, optimizer: str, width: int, depth: int, train_tokens: int) -> str:
+    """Of the study of one optimizer at one width and, where the sweep has several, one depth and horizon."""
+    deep = f", depth {depth}" if len(spec.depths) > 1 else ""
     horizon = f", {train_tokens} tokens" if len(spec.run.train_tokens) > 1 else ""
-    return f"{spec.name}, {optimizer}, width {width}{horizon}"
+    return f"{spec.name}, {optimizer}, width {width}{deep}{horizon}"
 
 
 def publish(folder: Path, spec: SweepSpec, results: Iterable[TrialResult], labels: Mapping[str, str]) -> Path:
-    """Write optuna.log, whole or not at all, and return it: one study for each optimizer, width and horizon.
+    """Write optuna.log, whole or not at all, and return it: one study for each optimizer, width, depth and horizon.
 
     A trial has the swept hyperparameters as params, its validation loss as value, and as user attributes `trial_id`,
-    `seed`, `width` and `status`. A diverged one is PRUNED, with `diverged_step`.
+    `seed`, `width` and `status`. A diverged one is PRUNED, with `diverged_step`. Probes of the critical batch are left
+    out: their losses are undecayed, and not to be compared with the others.
     """
     import optuna
     from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    groups: dict[tuple[str, int, int], list[TrialResult]] = defaultdict(list)
+    groups: dict[tuple[str, int, int, int], list[TrialResult]] = defaultdict(list)
     for result in results:
-        if result.status is not TrialStatus.FAILED:
-            run = result.trial.run
-            groups[labels[result.trial_id], run.model.width, run.train_tokens].append(result)
+        run = result.trial.run
+        if result.status is not TrialStatus.FAILED and run.batch_change is None:
+            groups[labels[result.trial_id], run.model.width, run.model.depth, run.train_tokens].append(result)
     file = folder / OPTUNA_LOG
     temporary = folder / f"{TEMPORARY_PREFIX}{file.stem}-{secrets.token_hex(4)}"
     try:
         storage = optuna.storages.JournalStorage(JournalFileBackend(str(temporary)))
-        for (optimizer, width, horizon), group in sorted(groups.items()):
-            study = optuna.create_study(
-                storage=storage, study_name=study_name(spec, optimizer, width, horizon), direction="minimize"
-            )
-            for name, value in {"sweep": spec.name, "optimizer": optimizer, "width": width}.items():
-                study.set_user_attr(name, value)
+        for (optimizer, width, depth, horizon), group in sorted(groups.items()):
+            name = study_name(spec, optimizer, width, depth, horizon)
+            study = optuna.create_study(storage=storage, study_name=name, direction="minimize")
+            for key, value in {"sweep": spec.name, "optimizer": optimizer, "width": width}.items():
+                study.set_user_attr(key, value)
             study.add_trials(_trials(folder, group, sorted(axes_of(spec, optimizer))))
         temporary.replace(file)
     finally:

@@ -17,6 +17,8 @@ from sweeps.store import ResultStore
 from tests.batch_helpers import SPEC, TRUTH, critical, planted_results
 from tests.sweep_helpers import write_words
 from tests.transfer_helpers import invoke
+from transfer.make_plan import make_plan
+from transfer.pipeline import Fitted, fit
 from transfer.plan import PLAN_JSON, TransferPlan
 
 TOKENS = 2**20
@@ -36,11 +38,15 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def planned(folder: Path, target: str) -> TransferPlan:
+@pytest.fixture(scope="module")
+def fitted(recorded: Path) -> Fitted:
+    return fit(recorded)
+
+
+def planned(folder: Path, fitted: Fitted, target: str) -> TransferPlan:
     (folder / "goal.toml").write_text(target)
-    result = invoke("transfer", folder, "--target", folder / "goal.toml")
-    assert result.exit_code == 0, result.stderr
-    return PLAN_JSON.validate_json((folder / "plan.json").read_bytes())
+    goal = load_target(folder / "goal.toml")
+    return make_plan(load_spec(folder / "spec.toml"), goal, fitted.over_width, digest="", scales=fitted.scales)
 
 
 def test_fits_hold_the_study_and_say_what_they_are_of(recorded: Path) -> None:
@@ -79,8 +85,8 @@ def test_probes_are_in_no_study(recorded: Path) -> None:
     (recorded / "optuna.log").unlink()
 
 
-def test_a_plan_moves_batch_and_lr_and_says_what_on(recorded: Path) -> None:
-    plan = planned(recorded, f"width = 128\ntrain_tokens = {TOKENS}\nseeds = [0]\n")
+def test_a_plan_moves_batch_and_lr_and_says_what_on(recorded: Path, fitted: Fitted) -> None:
+    plan = planned(recorded, fitted, f"width = 128\ntrain_tokens = {TOKENS}\nseeds = [0]\n")
     for optimizer in plan.optimizers:
         truth, hp = TRUTH[optimizer.optimizer], optimizer.run.hparams
         settings = {setting.name: setting for setting in optimizer.settings}
@@ -101,8 +107,8 @@ def test_a_plan_moves_batch_and_lr_and_says_what_on(recorded: Path) -> None:
         assert any("hold at the proxies' tokens and batch" in caveat for caveat in optimizer.caveats)
 
 
-def test_the_targets_own_batch_wins(recorded: Path) -> None:
-    plan = planned(recorded, "width = 128\nbatch_tokens = 2048\nseeds = [0]\n")
+def test_the_targets_own_batch_wins(recorded: Path, fitted: Fitted) -> None:
+    plan = planned(recorded, fitted, "width = 128\nbatch_tokens = 2048\nseeds = [0]\n")
     for optimizer in plan.optimizers:
         truth = TRUTH[optimizer.optimizer]
         assert optimizer.run.hparams.batch_tokens == 2048
@@ -110,8 +116,8 @@ def test_the_targets_own_batch_wins(recorded: Path) -> None:
         assert np.log2(optimizer.run.hparams.lr) == pytest.approx(truth.lr + 2 * truth.lr_over_batch, abs=0.2)
 
 
-def test_at_the_proxies_own_scales_nothing_moves(recorded: Path) -> None:
-    plan = planned(recorded, "width = 128\nbatch_tokens = 512\nseeds = [0]\n")
+def test_at_the_proxies_own_scales_nothing_moves(recorded: Path, fitted: Fitted) -> None:
+    plan = planned(recorded, fitted, "width = 128\nbatch_tokens = 512\nseeds = [0]\n")
     for optimizer in plan.optimizers:
         assert optimizer.settings[1].rests_on == "measured here"
         assert "moved by" not in optimizer.rests_on
@@ -119,7 +125,12 @@ def test_at_the_proxies_own_scales_nothing_moves(recorded: Path) -> None:
 
 
 def test_the_report_shows_it(recorded: Path) -> None:
-    planned(recorded, f"width = 128\ntrain_tokens = {TOKENS}\nseeds = [0]\n")
+    (recorded / "goal.toml").write_text(f"width = 128\ntrain_tokens = {TOKENS}\nseeds = [0]\n")
+    made = invoke("transfer", recorded, "--target", recorded / "goal.toml")
+    assert made.exit_code == 0, made.stderr
+    plan = PLAN_JSON.validate_json((recorded / "plan.json").read_bytes())
+    assert all(optimizer.batch_warmup and optimizer.settings for optimizer in plan.optimizers)
+    assert "rests on" in made.stdout
     result = invoke("report", recorded)
     assert result.exit_code == 0, result.stderr
     out = recorded / "report"

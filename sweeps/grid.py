@@ -53,7 +53,8 @@ def run_config(
     horizon = run.longest if train_tokens is None else train_tokens
     hparams = HParams(**{**spec.hparams, **own.hparams, **middles, **(overrides or {})})
     if spec.batch is not None:
-        hparams = replace(hparams, beta2=spec.batch.beta2_at(hparams.beta2, hparams.batch_tokens))
+        ratio = hparams.batch_tokens / spec.batch.reference_tokens
+        hparams = replace(hparams, beta2=spec.batch.beta2_at(hparams.beta2, ratio))
     if run.decay_frac is not None:
         batches = max(1, round(run.decay_frac * horizon / hparams.batch_tokens))
         hparams = replace(hparams, decay_tokens=batches * hparams.batch_tokens)

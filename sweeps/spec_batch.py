@@ -34,9 +34,9 @@ class BatchSection(Section):
         """The value of the lr axis at a batch."""
         return float(lr * (batch_tokens / self.reference_tokens) ** self.lr_exponent)
 
-    def beta2_at(self, beta2: float, batch_tokens: int) -> float:
-        """The beta2 at a batch."""
-        return beta2 if self.beta2 == "constant" else float(beta2 ** (batch_tokens / self.reference_tokens))
+    def beta2_at(self, beta2: float, batch_ratio: float) -> float:
+        """The beta2 at so many times the batch that it is given for."""
+        return beta2 if self.beta2 == "constant" else float(beta2**batch_ratio)
 
 
 class BranchesSection(Section):
@@ -92,8 +92,7 @@ def branch_runs(trunk: RunConfig, branches: BranchesSection, batch: BatchSection
     hp = trunk.hparams
     for at_tokens in branches.at_tokens:
         for factor in branches.factors:
-            # beta2 of the trunk is that of its own batch: the half life in tokens stays
-            beta2 = None if batch is None or batch.beta2 == "constant" else hp.beta2**factor
+            beta2 = None if batch is None or batch.beta2 == "constant" else batch.beta2_at(hp.beta2, factor)
             yield replace(
                 trunk,
                 hparams=replace(hp, decay_tokens=0),

@@ -12,7 +12,7 @@ from analysis.fast_transfer import FastTransfer, Verdict
 from analysis.fit import SweepFit
 from analysis.hp_powers import HpShift
 from analysis.interval import FitError, Floats, percentile_interval
-from analysis.loss_law import LossLaw, LossPrediction, predict_loss
+from analysis.loss_law import LossLaw, predict_loss
 from analysis.optimum import Optimum
 from analysis.scale_study import OptimizerScales, ScaleStudy
 from analysis.surface import DEPTH
@@ -172,7 +172,7 @@ def _plan_optimizer(
         excess_equivalent=None if excess is None or law is None else _equivalent(law, evidence, run, excess),
         fast_transfer=_verdict(evidence),
         caveats=(
-            *_caveats(spec, target, evidence, optimum, loss),
+            *_caveats(spec, target, evidence, optimum),
             *_depth_caveats(spec, target, evidence, fit),
             *scale_caveats(planned),
         ),
@@ -317,13 +317,7 @@ def _rests_on(drift: Drift, optimum: OptimumPrediction) -> str:
     return f"{law} through the optima at widths {widths}: they drift by {drifts}"
 
 
-def _caveats(
-    spec: SweepSpec,
-    target: TargetSpec,
-    evidence: _Evidence,
-    optimum: OptimumPrediction,
-    loss: LossPrediction | None,
-) -> Iterable[str]:
+def _caveats(spec: SweepSpec, target: TargetSpec, evidence: _Evidence, optimum: OptimumPrediction) -> Iterable[str]:
     for proxy in evidence.optima:
         for flag in proxy.flags:
             yield f"At width {proxy.width}: {flag.advice}"
@@ -346,5 +340,5 @@ def _caveats(
         )
     if evidence.loss_law is None:
         yield "No loss law: it takes optima at three widths."
-    elif evidence.loss_law is not None and not evidence.loss_law.wider_is_better:
+    elif not evidence.loss_law.wider_is_better:
         yield "Wider is not better among the proxies: find out why before trusting the plan."

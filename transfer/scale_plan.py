@@ -92,9 +92,7 @@ def target_run(
     config = proxy.optimizer
     if isinstance(config, Switch) and config.at_tokens is not None:
         config = replace(config, at_tokens=int(config.at_tokens * longer))
-    beta2 = hp.beta2
-    if spec.batch is not None and spec.batch.beta2 == "half_life":
-        beta2 = beta2 ** (batch_tokens / hp.batch_tokens)
+    beta2 = hp.beta2 if spec.batch is None else spec.batch.beta2_at(hp.beta2, batch_tokens / hp.batch_tokens)
     moved = replace(
         hp,
         lr=hp.lr if shift is None else hp.lr * shift.factor,
@@ -154,14 +152,10 @@ def _weight_decay(run: RunConfig, proxy: RunConfig, scales: OptimizerScales | No
         return Chosen(value=0.0, rests_on="given", why="the sweep's: none")
     if law is not None and law.rests_on != "published prior":
         found = law.at(run.train_tokens / n_params(run.model))
-
-        def of(tau: float) -> float:
-            return weight_decay_for(tau, batch_tokens=hp.batch_tokens, lr=hp.lr, train_tokens=run.train_tokens)
-
-        ends = (hp.batch_tokens / (hp.lr * tau * run.train_tokens) for tau in (found.interval.high, found.interval.low))
-        low, high = ends
+        value = weight_decay_for(found.tau, batch_tokens=hp.batch_tokens, lr=hp.lr, train_tokens=run.train_tokens)
+        low, high = (value * found.tau / tau for tau in (found.interval.high, found.interval.low))
         return Chosen(
-            value=of(found.tau),
+            value=value,
             rests_on=found.rests_on,
             why=f"its timescale is to be {found.tau:.3g} of the run, by the law over tokens per parameter",
             interval=Interval(low=low, high=high, level=found.interval.level),

@@ -7,7 +7,7 @@ from analysis.hp_powers import BATCH, DEPTH, TOKENS, WIDTH
 from analysis.interval import Interval
 from analysis.observed_fit import short
 from analysis.published_laws import HYPERBOLA, LawKind, band
-from analysis.scale_study import ScaleStudy
+from analysis.scale_study import OptimizerScales, ScaleStudy
 from analysis.token_ratio import RatioPoint
 from transfer.plan import OptimizerPlan, PlannedSetting, TransferPlan
 from transfer.tables import interval
@@ -17,9 +17,13 @@ _SCALES = {BATCH: "batch, tokens fixed", TOKENS: "tokens, batch fixed", WIDTH: "
 _PUBLISHED: tuple[LawKind, ...] = ("lr", "batch", "critical_batch")
 
 
+def _found(study: ScaleStudy | None) -> tuple[OptimizerScales, ...]:
+    return study.optimizers if study else ()
+
+
 def critical_table(study: ScaleStudy | None) -> TextTable | None:
     """Every critical batch that was sought by steps to a loss, under both definitions."""
-    fits = [fit for found in (study.optimizers if study else ()) for fit in found.critical]
+    fits = [fit for found in _found(study) for fit in found.critical]
     if not fits:
         return None
     return TextTable(
@@ -78,7 +82,7 @@ def critical_flags(fits: Iterable[CriticalBatchFit]) -> list[str]:
 def law_lines(study: ScaleStudy | None) -> list[str]:
     """How each critical batch moves with tokens, and lr with both."""
     lines = []
-    for found in study.optimizers if study else ():
+    for found in _found(study):
         if found.law is not None:
             q = found.law.over_tokens
             lines.append(
@@ -107,7 +111,7 @@ def powers_table(study: ScaleStudy | None) -> TextTable | None:
             f"{power.prior.mean:+.2f} +- {power.prior.sd:.2f}",
             power.prior.source,
         )
-        for found in (study.optimizers if study else ())
+        for found in _found(study)
         if found.powers is not None
         for scale, power in found.powers.powers.items()
         if scale in (*found.powers.swept, BATCH, TOKENS)
@@ -127,11 +131,11 @@ def cells_table(study: ScaleStudy | None) -> TextTable | None:
             f"{len(cell.batches)}",
             f"{cell.value:+.2f}{interval(cell.interval, 2)}",
         )
-        for found in (study.optimizers if study else ())
+        for found in _found(study)
         if found.by_cell is not None
         for cell in found.by_cell.cells
     ]
-    first = next((c for f in (study.optimizers if study else ()) if f.by_cell for c in f.by_cell.cells), None)
+    first = next((c for f in _found(study) if f.by_cell for c in f.by_cell.cells), None)
     if first is None:
         return None
     names = tuple(name.replace("_", " ") for name, _ in first.scales)
@@ -151,7 +155,7 @@ def branches_table(study: ScaleStudy | None) -> TextTable | None:
             + f"{short(local.batch_tokens)}{_shortly(local.interval)}",
             local.definition,
         )
-        for found in (study.optimizers if study else ())
+        for found in _found(study)
         for local in found.branches
     ]
     if not rows:
@@ -163,7 +167,7 @@ def branches_table(study: ScaleStudy | None) -> TextTable | None:
 def warmup_lines(study: ScaleStudy | None) -> list[str]:
     """Batch warm-ups that branches allow."""
     lines = []
-    for found in study.optimizers if study else ():
+    for found in _found(study):
         for width, stages in found.warmups:
             steps = ", then ".join(
                 f"{short(stage.batch_tokens)} from {short(stage.from_tokens)} tokens on (lr times {stage.lr_ratio:.3g})"
@@ -178,7 +182,7 @@ def noise_lines(study: ScaleStudy | None) -> list[str]:
     """The gradient noise scale of every trial that it was read of."""
     return [
         f"{found.optimizer}, width {record.width}, batch {record.batch_tokens}: {record.trend.sentence}."
-        for found in (study.optimizers if study else ())
+        for found in _found(study)
         for record in found.noise
     ]
 
@@ -213,7 +217,7 @@ def ratio_lines(study: ScaleStudy | None) -> list[str]:
 def timescale_lines(study: ScaleStudy | None) -> list[str]:
     """How the best timescale of weight decay moves with tokens per parameter."""
     lines = []
-    for found in study.optimizers if study else ():
+    for found in _found(study):
         if (law := found.timescale) is not None:
             power = law.over_tokens_per_param
             why = f" ({law.reason})" if law.reason else ""
@@ -291,4 +295,4 @@ def _shortly(found: Interval | None) -> str:
 
 
 def all_fits(study: ScaleStudy | None) -> Sequence[CriticalBatchFit]:
-    return [fit for found in (study.optimizers if study else ()) for fit in found.critical]
+    return [fit for found in _found(study) for fit in found.critical]
